@@ -1,0 +1,19 @@
+"""Focused linear attention vision transformers in JAX."""
+
+from flatten_jax._version import __version__
+from flatten_jax.attention import FocusedLinearMixer, QKVAttention, ReducedAttention, focused_map, linear_attention
+from flatten_jax.models import create_model, list_models, model_options
+from flatten_jax.weights.convert import from_torch
+
+__all__ = [
+    "FocusedLinearMixer",
+    "QKVAttention",
+    "ReducedAttention",
+    "__version__",
+    "create_model",
+    "focused_map",
+    "from_torch",
+    "linear_attention",
+    "list_models",
+    "model_options",
+]

@@ -1,0 +1,127 @@
+"""Focused linear attention (Han et al., ICCV 2023, arXiv 2308.00442): the map, the core, and the mixer made of them."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flatten_jax.attention.depthwise import DepthwiseConv
+
+Grid = tuple[int, int]
+EPSILON = 1e-6  # the release's, both in the map and in the normaliser
+
+
+def focused_map(x: jax.Array, focusing_factor: float = 3, scale: jax.Array | None = None) -> jax.Array:
+    """phi_p(x) = f_p(ReLU(x)), f_p(x) = |x| / |x^p| * x^p: pulls each vector to its nearest axis, keeping its length.
+
+    Paper, eq. 6, with what the release adds: 1e-6 after the ReLU, and a division by softplus(scale). The power and both
+    norms are in float32 over the last axis, on x divided by its maximum: f_p does not notice the division, and no power
+    of p, however large, can overflow or underflow to 0 / 0.
+
+    Args:
+        x: (..., C), any floating dtype. In the models C is all channels, *before* the heads are split.
+        focusing_factor: p >= 1; 1 gives plain ReLU features.
+        scale: (..., C) raw parameter of the softplus, or None for no division.
+
+    Returns:
+        (..., C) in float32 (float64 for float64): in half precision a focused vector may exceed the range.
+    """
+    if focusing_factor < 1:
+        raise ValueError(f"{focusing_factor=} must be at least 1 (1 is the plain ReLU map, the paper uses 3)")
+    x = nn.relu(x.astype(jnp.promote_types(x.dtype, jnp.float32))) + EPSILON
+    if scale is not None:
+        x = x / nn.softplus(scale)
+    if focusing_factor == 1:
+        return x
+    # The gradient need not pass through the maximum: the result does not depend on it.
+    peak = jax.lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))
+    unit = x / peak
+    power = unit ** (int(focusing_factor) if focusing_factor == int(focusing_factor) else focusing_factor)
+    return power * (peak * _norm(unit) / _norm(power))
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
+
+
+def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+    """Row-normalised q (k^T v) per head: O(N d^2) instead of O(N M d) (paper, eq. 12, without the local branch).
+
+    Args:
+        q: (B, N, h, d) non-negative features, as `focused_map` gives them.
+        k: (B, M, h, d) likewise.
+        v: (B, M, h, e).
+        dtype: of the two matrix products and the result (default: v's). They accumulate in float32, and so is the
+            normaliser; float16 has not the range for products of activations, there the whole core is in float32.
+
+    Returns:
+        (B, N, h, e).
+    """
+    dtype = jnp.dtype(dtype or v.dtype)
+    compute = jnp.promote_types(dtype, jnp.float32) if dtype == jnp.float16 else dtype
+    accumulate = jnp.promote_types(compute, jnp.float32)
+    q, k = q.astype(accumulate), k.astype(accumulate)
+
+    # Mean instead of sum, and n^-1/2 on both factors: the release's numerics of May 2024, which keep halves finite.
+    z = 1 / (jnp.einsum("bnhd,bhd->bnh", q, k.mean(axis=1)) + EPSILON)
+    shrink = k.shape[1] ** -0.5
+    k, v = (k * shrink).astype(compute), v.astype(compute) * jnp.asarray(shrink, compute)
+    kv = jnp.einsum("bmhd,bmhe->bhde", k, v, preferred_element_type=accumulate)
+    out = jnp.einsum("bnhd,bhde->bnhe", q.astype(compute), kv.astype(compute), preferred_element_type=accumulate)
+    return (out * z[..., None]).astype(dtype)
+
+
+class FocusedLinearMixer(nn.Module):
+    """O = phi_p(Q) phi_p(K)^T V, row-normalised, + DWC(V) (paper, eq. 12), between the projections of its host.
+
+    Parameters (the release's names): `scale` (1, 1, C), `positional_encoding` (1, M, C), added to the keys, both zero
+    at first, and `dwc`, a depthwise convolution on V with one kernel (k, k, 1, d) for all heads.
+
+    Attributes:
+        num_heads: h; the head width is d = C / h.
+        focusing_factor: p.
+        kernel_size: k of the depthwise convolution, odd.
+        use_dwc, use_positional_encoding: the paper's ablation: both off and p = 1 is vanilla linear attention.
+        dtype: of the matrix products; the map and the normaliser are always in float32.
+    """
+
+    num_heads: int
+    focusing_factor: float = 3
+    kernel_size: int = 5
+    use_dwc: bool = True
+    use_positional_encoding: bool = True
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, grid: Grid, key_grid: Grid) -> jax.Array:
+        """q: (B, N, C) on `grid`, k and v: (B, M, C) on `key_grid`, both (height, width), row-major -> (B, N, C)."""
+        batch, tokens, channels = q.shape
+        if channels % self.num_heads:
+            raise ValueError(f"{channels=} is not divisible by num_heads={self.num_heads}")
+        for name, array, (height, width) in ("q", q, grid), ("k", k, key_grid):
+            if array.shape[1] != height * width:
+                raise ValueError(
+                    f"{name} has {array.shape[1]} tokens, its grid {height} x {width} has {height * width}; "
+                    "linear attention with a depthwise branch takes grid tokens only, no class token"
+                )
+        if self.use_positional_encoding:
+            encoding = self.param("positional_encoding", nn.initializers.zeros, (1, k.shape[1], channels))
+            k = k + encoding.astype(k.dtype)
+        scale = self.param("scale", nn.initializers.zeros, (1, 1, channels))
+        q, k = (focused_map(x, self.focusing_factor, scale) for x in (q, k))
+
+        heads = (batch, -1, self.num_heads, channels // self.num_heads)
+        out = linear_attention(*(x.reshape(heads) for x in (q, k, v)), dtype=self.dtype).reshape(q.shape)
+        if self.use_dwc:
+            if key_grid != grid:
+                v = stretch_tokens(v, tokens)
+            dwc = DepthwiseConv(heads[-1], self.kernel_size, dtype=self.dtype, name="dwc")
+            out = out + dwc(v.reshape(batch, *grid, channels)).reshape(q.shape)
+        return out
+
+
+def stretch_tokens(v: jax.Array, tokens: int) -> jax.Array:
+    """Linear interpolation of (B, M, C) to (B, tokens, C) along the *flattened* token axis, half-pixel centres.
+
+    What the release does with spatially reduced values before the depthwise branch (F.interpolate, mode="linear").
+    """
+    return jax.image.resize(v, (v.shape[0], tokens, v.shape[2]), "linear", antialias=False)
