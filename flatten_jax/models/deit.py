@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -27,6 +27,8 @@ class DeiT(nn.Module):
         dtype: of the computation (None: float32). Parameters are float32, logits too.
         remat: compute blocks again in the backward pass instead of keeping their intermediates.
     """
+
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("pos_embed", "cls_token")
 
     num_classes: int = 1000
     image_size: tuple[int, int] = (224, 224)

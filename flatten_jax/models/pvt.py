@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -28,6 +28,8 @@ class PVT(nn.Module):
         dtype: of the computation (None: float32). Parameters are float32, logits too.
         remat: compute blocks again in the backward pass instead of keeping their intermediates.
     """
+
+    no_weight_decay: ClassVar[tuple[str, ...]] = ()  # pos_embed1..4 are decayed in the release
 
     num_classes: int = 1000
     image_size: tuple[int, int] = (224, 224)

@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flatten_jax.models import abstract_variables
+from flatten_jax.weights.match import check_entries
 
 # (Flax leaf, its number of dimensions) -> (PyTorch leaf, axes that take PyTorch's layout to Flax's).
 _LEAVES = {
@@ -42,22 +43,17 @@ def from_torch(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> dict[s
     Raises:
         ValueError: lists missing, unexpected and misshapen entries together.
     """
-    params, used, missing, misshapen = {}, set(), [], []
-    for path, leaf in flatten_dict(abstract_variables(model)["params"]).items():
-        name, axes = torch_name(path, leaf.ndim)
-        if name not in state_dict:
-            missing.append(name)
-            continue
-        used.add(name)
-        array = np.asarray(state_dict[name])
-        expected = tuple(leaf.shape[axes.index(i)] for i in range(leaf.ndim))
-        if array.shape != expected:
-            misshapen.append(f"{name}: {array.shape} given, {expected} expected")
-        else:
-            params[path] = np.ascontiguousarray(array.astype(np.float32).transpose(axes))
-    unexpected = sorted(set(state_dict) - used)
-    problems = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-    if any(problems.values()):
-        lists = "".join(f"\n  {kind} ({len(v)}): {', '.join(v)}" for kind, v in problems.items() if v)
-        raise ValueError(f"the state dict does not fit {type(model).__name__}:{lists}")
+    leaves = flatten_dict(abstract_variables(model)["params"])
+    rules = {path: torch_name(path, leaf.ndim) for path, leaf in leaves.items()}
+    wanted = {
+        name: tuple(leaves[path].shape[axes.index(i)] for i in range(len(axes))) for path, (name, axes) in rules.items()
+    }
+    arrays = {name: np.asarray(array) for name, array in state_dict.items()}
+    check_entries(
+        f"the state dict does not fit {type(model).__name__}", {k: v.shape for k, v in arrays.items()}, wanted
+    )
+    params = {
+        path: np.ascontiguousarray(arrays[name].astype(np.float32).transpose(axes))
+        for path, (name, axes) in rules.items()
+    }
     return {"params": unflatten_dict(params)}

@@ -1,0 +1,329 @@
+"""Batches of uint8 pictures, read and transformed by Grain in worker processes.
+
+A batch is a pure function of (seed, step). An epoch's order is a permutation keyed by (seed, epoch), an example's
+random numbers are keyed by (seed, epoch, index), and the processes of a run take consecutive slices of the global
+batch. So nothing depends on the number of workers or processes, and a run resumes anywhere by `start_step`.
+"""
+
+import atexit
+import functools
+import gc
+import logging
+import math
+import multiprocessing
+import os
+import queue
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from flatten_jax.data.augment import CorruptImageError, decode
+from flatten_jax.data.sources import Example, Source
+
+Batch = dict[str, np.ndarray]
+
+ORDER, AUGMENTATION = 0, 1  # the streams of random numbers of an epoch
+MAX_REPLACEMENTS = 100
+# Without worker processes: PIL releases the GIL while it decodes and resizes, so that threads use other cores.
+READ_THREADS = 2
+SHARED_MEMORY = "/dev/shm"  # how a worker process hands over its batches
+
+log = logging.getLogger(__name__)
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Whole batches in an epoch; the rest of its examples is dropped, other ones in every epoch.
+
+    Raises:
+        ValueError: not one whole batch.
+    """
+    if not 0 < batch_size <= num_examples:
+        raise ValueError(f"{batch_size=} gives no whole batch out of {num_examples=}: make it smaller")
+    return num_examples // batch_size
+
+
+def train_batches(
+    source: Source,
+    transform: Callable[[Image.Image, np.random.Generator], np.ndarray],
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    stop_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    on_corrupt: str = "fail",
+) -> Iterator[Batch]:
+    """This process's part b = batch_size / process_count of the batches start_step, ..., stop_step - 1.
+
+    Args:
+        source: the examples.
+        transform: (picture, random generator) -> uint8 (height, width, 3); picklable if `workers` > 0.
+        batch_size: examples of a step over all processes.
+        seed: a non-negative number, the same in all processes.
+        workers: worker processes; each makes whole batches. 0: threads of this process.
+        on_corrupt: "fail", or "skip": a picture that cannot be decoded gives its place to another one of the epoch,
+            chosen by (seed, epoch, index), is counted in `skipped`, and is named once in the log.
+
+    Yields:
+        image uint8 (b, height, width, 3), label int32 (b,), skipped int32 (b,), 1 where a picture was replaced.
+
+    Raises:
+        ValueError: arguments that do not fit together (when called).
+        CorruptImageError: with "fail" (at `next`); also out of a worker process.
+    """
+    steps_per_epoch(len(source), batch_size)
+    local_size = _local_size(batch_size, process_index, process_count)
+    if on_corrupt not in ("fail", "skip"):
+        raise ValueError(f"{on_corrupt=} has to be 'fail' or 'skip'")
+    if seed < 0 or not 0 <= start_step <= stop_step:
+        raise ValueError(f"{seed=}, {start_step=}, {stop_step=}: expected 0 <= seed and 0 <= start_step <= stop_step")
+    batches = _TrainBatches(
+        source, transform, batch_size, process_index * local_size, local_size, seed, start_step, stop_step, on_corrupt
+    )
+    return _iterate(batches, _picture_shape(transform, np.random.default_rng(0)), workers)
+
+
+def eval_batches(
+    source: Source,
+    transform: Callable[[Image.Image], np.ndarray],
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Every example exactly once over all processes, which all yield the same number of batches.
+
+    Args: as in `train_batches`; `transform` takes a picture alone.
+
+    Yields:
+        image uint8 (b, height, width, 3), label int32 (b,), mask bool (b,). Where mask is False there is no example:
+        a black picture with label 0, at the end of the last batch.
+
+    Raises:
+        ValueError: arguments that do not fit together (when called).
+        CorruptImageError: a picture cannot be decoded (at `next`). An evaluation never shrinks in silence.
+    """
+    if len(source) == 0:
+        raise ValueError("the evaluation source has no examples")
+    local_size = _local_size(batch_size, process_index, process_count)
+    batches = _EvalBatches(source, transform, batch_size, process_index * local_size, local_size)
+    return _iterate(batches, _picture_shape(transform), workers)
+
+
+def prefetch(iterator: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:
+    """Runs ahead of the consumer in a thread: keeps up to `depth` elements that already went through `put`.
+
+    Args:
+        iterator: where elements come from; closed with the result.
+        put: applied in the thread, for instance a transfer to the device.
+        depth: elements held besides the one that the consumer has.
+
+    Yields:
+        the results of `put` in order. An error of `iterator` or `put` comes out at the `next` of its element.
+    """
+    if depth < 1:
+        raise ValueError(f"{depth=} has to be at least 1")
+    return _prefetch(iter(iterator), put, depth)
+
+
+def _prefetch(iterator: Iterator[Any], put: Callable[[Any], Any], depth: int) -> Iterator[Any]:
+    places, ready, stop = threading.Semaphore(depth), queue.SimpleQueue(), threading.Event()
+
+    def fill():
+        try:
+            while places.acquire() and not stop.is_set():
+                ready.put((put(next(iterator)), None))
+        except BaseException as error:
+            ready.put((None, error))
+        finally:
+            # Here, because a generator cannot be closed from outside of the thread that runs it.
+            getattr(iterator, "close", lambda: None)()
+
+    thread = threading.Thread(target=fill, daemon=True, name="prefetch")
+
+    def end():
+        stop.set()
+        places.release()
+        thread.join()
+
+    thread.start()
+    atexit.register(end)  # before Python and Grain take down what the thread uses
+    try:
+        while True:
+            element, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            places.release()
+            yield element
+    finally:
+        atexit.unregister(end)
+        end()
+
+
+@dataclass(frozen=True)
+class _TrainBatches:
+    """Random access to one process's part of the training batches, as Grain wants it."""
+
+    source: Source
+    transform: Callable[[Image.Image, np.random.Generator], np.ndarray]
+    batch_size: int
+    offset: int
+    local_size: int
+    seed: int
+    start_step: int
+    stop_step: int
+    on_corrupt: str
+
+    def __len__(self) -> int:
+        return self.stop_step - self.start_step
+
+    def __getitem__(self, index: int) -> tuple[Batch, tuple[str, ...]]:
+        """Returns the batch of step `start_step + index` and what was wrong with the pictures it skipped."""
+        size = len(self.source)
+        epoch, step = divmod(self.start_step + index, steps_per_epoch(size, self.batch_size))
+        first = step * self.batch_size + self.offset
+        examples = [
+            self._example(epoch, int(i)) for i in _order(self.seed, epoch, size)[first : first + self.local_size]
+        ]
+        images, labels, faults = zip(*examples, strict=True)
+        batch = {
+            "image": np.stack(images),
+            "label": np.array(labels, np.int32),
+            "skipped": np.array([bool(fault) for fault in faults], np.int32),
+        }
+        return batch, tuple(line for fault in faults for line in fault)
+
+    def _example(self, epoch: int, index: int) -> tuple[np.ndarray, int, tuple[str, ...]]:
+        rng = np.random.default_rng([self.seed, epoch, index, AUGMENTATION])
+        faults = []
+        while True:
+            try:
+                return *_picture(self.source[index], self.transform, rng), tuple(faults)
+            except CorruptImageError as error:
+                if self.on_corrupt == "fail":
+                    raise
+                faults.append(str(error))
+                if len(faults) == MAX_REPLACEMENTS:
+                    raise ValueError(f"{MAX_REPLACEMENTS} pictures in a row are corrupt; the last: {error}") from error
+                index = int(rng.integers(len(self.source)))
+
+
+@dataclass(frozen=True)
+class _EvalBatches:
+    source: Source
+    transform: Callable[[Image.Image], np.ndarray]
+    batch_size: int
+    offset: int
+    local_size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[Batch, tuple[str, ...]]:
+        first = index * self.batch_size + self.offset
+        last = min(first + self.local_size, len(self.source))
+        pictures = [_picture(self.source[i], self.transform) for i in range(first, last)]
+        padding = self.local_size - len(pictures)
+        if padding:
+            pictures += [(np.zeros(_picture_shape(self.transform), np.uint8), 0)] * padding
+        images, labels = zip(*pictures, strict=True)
+        batch = {
+            "image": np.stack(images),
+            "label": np.array(labels, np.int32),
+            "mask": np.arange(self.local_size) < self.local_size - padding,
+        }
+        return batch, ()
+
+
+@functools.lru_cache(maxsize=2)  # two, because workers and threads run across the end of an epoch
+def _order(seed: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, 0, ORDER]).permutation(size)
+
+
+def _picture(example: Example, transform: Callable[..., np.ndarray], *arguments: Any) -> tuple[np.ndarray, int]:
+    try:
+        return transform(decode(example.image, example.name), *arguments), example.label
+    except CorruptImageError:
+        raise
+    except Exception as error:
+        error.add_note(f"while transforming the picture {example.name!r}")
+        raise
+
+
+def _picture_shape(transform: Callable[..., np.ndarray], *arguments: Any) -> tuple[int, ...]:
+    return transform(Image.new("RGB", (32, 32)), *arguments).shape
+
+
+def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"{process_index=} is not below {process_count=}")
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(f"{batch_size=} is not divisible by {process_count=}")
+    return batch_size // process_count
+
+
+def _iterate(batches: _TrainBatches | _EvalBatches, picture_shape: tuple[int, ...], workers: int) -> Iterator[Batch]:
+    if workers < 0:
+        raise ValueError(f"{workers=} has to be 0 or more")
+    workers = min(workers, len(batches))
+    # A worker writes one batch while its last one waits. A full /dev/shm would kill it by SIGBUS, without a message.
+    needed = 2 * workers * batches.local_size * math.prod(picture_shape)
+    if workers and os.path.isdir(SHARED_MEMORY) and needed > (free := shutil.disk_usage(SHARED_MEMORY).free):
+        raise ValueError(
+            f"{workers=} need {needed / 2**20:.0f} MiB in {SHARED_MEMORY}, which has {free / 2**20:.0f} MiB left: "
+            f"enlarge it (docker run --shm-size) or use fewer workers or a smaller batch"
+        )
+    return _generate(batches, workers)
+
+
+def _generate(batches: _TrainBatches | _EvalBatches, workers: int) -> Iterator[Batch]:
+    if not flags.FLAGS.is_parsed():  # Grain 0.2.18 reads its flags, which raises outside of absl.app
+        flags.FLAGS.mark_as_parsed()
+    threads = 0 if workers else READ_THREADS
+    dataset = grain.MapDataset.source(batches).to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    )
+    if workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_start_worker)
+    iterator = iter(dataset)
+    atexit.register(iterator.close)
+    told = set()
+    try:
+        for batch, faults in iterator:
+            for fault in faults:
+                if fault not in told:
+                    told.add(fault)
+                    log.warning("skipped a training picture: %s", fault)
+            if workers:  # out of shared memory, where JAX would alias it on a CPU and a batch alive at exit would stay
+                batch = {key: np.array(value) for key, value in batch.items()}
+            yield batch
+    finally:
+        atexit.unregister(iterator.close)
+        iterator.close()  # ends the worker processes
+        if workers:
+            batch = None
+            gc.collect()  # a cycle inside Grain 0.2.18 keeps the last batch in shared memory
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Ties a worker process to its parent: Grain's workers outlive a parent that was killed, holding memory for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends the workers
+
+    def follow(parent):
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, args=(multiprocessing.parent_process(),), daemon=True).start()

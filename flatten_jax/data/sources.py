@@ -1,0 +1,307 @@
+"""Where examples come from: data sets that TFDS prepared, the digits, a folder of pictures, generated pictures.
+
+A source is a picklable sequence of `Example`s. It carries file names and lengths only; files are opened in the process
+that reads them, because Grain's worker processes receive a copy.
+"""
+
+import abc
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+EVALUATION_FOLDERS = ("val", "valid", "validation", "test")
+NAME_FEATURES = ("file_name", "filename", "image/filename")
+
+
+class Example(NamedTuple):
+    """One labelled picture.
+
+    Attributes:
+        image: the undecoded file, or uint8 (height, width, 3).
+        label: index into the source's `class_names`.
+        name: what an error calls the picture, such as its path.
+    """
+
+    image: bytes | np.ndarray
+    label: int
+    name: str
+
+
+class Source(abc.ABC):
+    """Random access to a split.
+
+    Attributes:
+        class_names: one name per label.
+    """
+
+    class_names: tuple[str, ...]
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> Example: ...
+
+
+def open_source(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    folder: str | os.PathLike | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    examples: int | None = None,
+) -> Source:
+    """Opens a split of a data set, and fails now rather than at the first batch when files are missing.
+
+    Args:
+        name: "imagenet2012" or another image-classification set of TFDS ("cifar10", "set/config", "set:1.0.0"),
+            "digits", "folder" or "synthetic".
+        split: "train", or "eval" for whichever evaluation split the set has; TFDS sets and folders also take the name
+            of a split, TFDS a slice such as "train[:10%]".
+        data_dir: for TFDS and digits, the folder that holds one folder per data set.
+            Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        folder: for "folder", the folder that holds `train/<class>/*.jpg` and `val` or `test` likewise.
+        image_size, num_classes, examples: for "synthetic"; default 32 pixels, 10 classes, 320 examples.
+
+    Raises:
+        FileNotFoundError: nothing or not all is there; the text names the path and what to do.
+        ValueError: an unknown split, an option of another source, a folder with another layout.
+    """
+    given = {"folder": folder, "image_size": image_size, "num_classes": num_classes, "examples": examples}
+    takes = {"folder": ("folder",), "synthetic": ("image_size", "num_classes", "examples")}.get(name, ())
+    for option, value in given.items():
+        if value is not None and option not in takes:
+            raise ValueError(f"{option}={value!r} is not an option of the data source {name!r}: leave it out")
+    if name == "synthetic":
+        return SyntheticSource(split, image_size or 32, num_classes or 10, examples or 320)
+    if name == "folder":
+        if folder is None:
+            raise ValueError("the data source 'folder' needs folder=PATH, a folder with train/<class>/*.jpg in it")
+        return FolderSource(folder, split)
+    root = data_root(data_dir)
+    if name == "digits":
+        from flatten_jax.data import digits  # imports tensorflow_datasets, which is slow
+
+        digits.build_once(root)
+    return TfdsSource(name, split, root)
+
+
+def data_root(data_dir: str | os.PathLike | None) -> Path:
+    """The folder that holds one folder per TFDS data set: `data_dir`, $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def prepare_command(name: str, root: Path) -> str:
+    """The shell command that prepares a TFDS set below `root`."""
+    tars = " --manual_dir DIR_WITH_THE_TARS" if name.startswith("imagenet2012") else ""
+    return f"flatten-jax prepare {name}{tars} --data_dir {root}"
+
+
+def prepared_versions(name: str, root: Path) -> list[Path]:
+    """The version folders of a TFDS set below `root`, oldest first. TFDS moves one there when it is complete."""
+    dataset, _, version = name.partition(":")
+    folders = [path for path in (root / dataset).glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    folders = [path for path in folders if version in ("", path.name)]
+    return sorted(folders, key=lambda path: tuple(map(int, path.name.split("."))))
+
+
+class TfdsSource(Source):
+    """A split of a data set that TFDS wrote as ArrayRecord. Files stay undecoded, and TensorFlow is not needed."""
+
+    def __init__(self, name: str, split: str, root: Path):
+        builder = open_tfds(name, root)
+        features, splits = builder.info.features, builder.info.splits
+        if split == "eval":
+            split = next((known for known in ("validation", "test") if known in splits), split)
+        if split.partition("[")[0] not in splits:
+            raise ValueError(f"{name} in {builder.data_dir} has no {split=}; it has {sorted(splits)}")
+        if not {"image", "label"} <= set(features):
+            raise ValueError(f"{name} is not an image-classification set: its features are {sorted(features)}")
+        _check_shards(name, root, builder.data_dir, splits[split].filepaths)
+        self.name = f"{builder.info.full_name}/{split}"
+        self.class_names = tuple(features["label"].names)
+        self._folder, self._split = os.fspath(builder.data_dir), split
+        self._name_feature = next((feature for feature in NAME_FEATURES if feature in features), None)
+        self._length = splits[split].num_examples
+        self._records = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Example:
+        if self._records is None:
+            import tensorflow_datasets as tfds
+
+            self._records = tfds.builder_from_directory(self._folder).as_data_source(
+                self._split, decoders={"image": tfds.decode.SkipDecoding()}
+            )
+        record = self._records[index]
+        name = record[self._name_feature].decode() if self._name_feature else f"{self.name}/{index}"
+        image = record["image"]
+        if isinstance(image, np.ndarray) and image.shape[-1] == 1:
+            image = np.repeat(image, 3, axis=-1)
+        return Example(image, int(record["label"]), name)
+
+    def __getstate__(self):
+        return self.__dict__ | {"_records": None}
+
+
+def open_tfds(name: str, root: Path):
+    """The TFDS builder, for reading only, of the newest prepared version of `name` below `root`.
+
+    Raises:
+        FileNotFoundError: nothing prepared, an interrupted build, or another file format than ArrayRecord.
+    """
+    dataset = name.partition(":")[0]
+    folder = root / dataset
+    command = prepare_command(name, root)
+    if not folder.is_dir():
+        hint = f" ({root} is itself {dataset}: pass the folder around it)" if root.name == dataset else ""
+        missing = folder if root.is_dir() else root
+        raise FileNotFoundError(f"no data set {name}: {missing} does not exist{hint}. Prepare it with: {command}")
+    versions = prepared_versions(name, root)
+    if not versions:
+        found = sorted(path.name for path in folder.iterdir())
+        state = f"holds {found} and no version folder such as 1.0.0" if found else "is empty"
+        if any(entry.startswith("incomplete.") for entry in found):
+            state = "holds only the remains of an interrupted build"
+        raise FileNotFoundError(f"no data set {name}: {folder} {state}. Prepare it with: {command}")
+    newest = versions[-1]
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_from_directory(newest)
+        file_format = builder.info.file_format.value
+    except Exception as error:  # TFDS raises what its JSON and protobuf readers raise
+        raise FileNotFoundError(_damaged(name, newest, f"its description cannot be read ({error!r})", root)) from error
+    if file_format != "array_record":
+        raise FileNotFoundError(
+            f"{name} in {newest} was built as {file_format}, which has no random access; array_record is needed. "
+            f"Prepare it in another folder with: {prepare_command(name, Path('OTHER_DIR'))}"
+        )
+    return builder
+
+
+def _check_shards(name: str, root: Path, folder: str | os.PathLike, shards: list[os.PathLike]) -> None:
+    with os.scandir(folder) as entries:
+        sizes = {entry.name: entry.stat().st_size for entry in entries}
+    broken = [shard.name for shard in map(Path, shards) if not sizes.get(shard.name)]
+    if broken or not shards:
+        state = f"{len(broken)} of {len(shards)} shards are missing or empty (such as {broken[:1]})"
+        raise FileNotFoundError(_damaged(name, folder, state, root))
+
+
+def _damaged(name: str, folder: str | os.PathLike, state: str, root: Path) -> str:
+    command = prepare_command(name, root)
+    return f"the data set {name} in {folder} is damaged: {state}. Delete that folder and prepare it with: {command}"
+
+
+class FolderSource(Source):
+    """`<folder>/<split>/<class>/*.jpg`. Labels are the positions of the class folders in sorted order.
+
+    Examples are ordered by class, then by file name, so that they are the same on every machine.
+    """
+
+    def __init__(self, folder: str | os.PathLike, split: str):
+        root = Path(folder).expanduser()
+        layout = f"expected {root}/train/<class>/*.jpg and {root}/val/<class>/*.jpg (or test)"
+        if not root.is_dir():
+            raise FileNotFoundError(f"the image folder {root} does not exist; {layout}")
+        evaluation = _evaluation_folder(root, split)
+        if split != "train" and evaluation is None:
+            raise FileNotFoundError(f"{root} has no folder for {split=}; {layout}")
+        self._folder = os.fspath(root / "train" if split == "train" else evaluation)
+        if not os.path.isdir(self._folder):
+            raise FileNotFoundError(f"the image folder {self._folder} does not exist; {layout}")
+        self.class_names = _class_folders(self._folder)
+        if not self.class_names:
+            loose = next((entry.name for entry in os.scandir(self._folder) if entry.is_file()), None)
+            state = f"has files such as {loose} but no class folders" if loose else "is empty"
+            raise ValueError(f"the image folder {self._folder} {state}; {layout}")
+        if evaluation is not None and (root / "train").is_dir():
+            _check_same_classes(root / "train", evaluation)
+        files, labels = [], []
+        for label, class_name in enumerate(self.class_names):
+            with os.scandir(os.path.join(self._folder, class_name)) as entries:
+                names = sorted(e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and e.is_file())
+            if not names:
+                raise ValueError(f"{self._folder}/{class_name} holds no pictures ({', '.join(EXTENSIONS)})")
+            files += names
+            labels += [label] * len(names)
+        # Two arrays and not a million Python strings: a copy of the source goes to every worker process.
+        self._files = np.array([os.fsencode(file) for file in files])
+        self._labels = np.array(labels, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Example:
+        label = int(self._labels[index])
+        path = os.path.join(self._folder, self.class_names[label], os.fsdecode(self._files[index]))
+        with open(path, "rb") as file:
+            return Example(file.read(), label, path)
+
+
+def _evaluation_folder(root: Path, split: str) -> Path | None:
+    wanted = [split] if split not in ("train", "eval") else []
+    return next((root / name for name in [*wanted, *EVALUATION_FOLDERS] if (root / name).is_dir()), None)
+
+
+def _class_folders(folder: str | os.PathLike) -> tuple[str, ...]:
+    with os.scandir(folder) as entries:
+        return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
+
+
+def _check_same_classes(train: Path, evaluation: Path) -> None:
+    ours, theirs = set(_class_folders(train)), set(_class_folders(evaluation))
+    if ours != theirs:
+        raise ValueError(
+            f"the classes of {train} and {evaluation} differ: only in {train.name}: {sorted(ours - theirs)}; "
+            f"only in {evaluation.name}: {sorted(theirs - ours)}"
+        )
+
+
+@dataclass(frozen=True)
+class SyntheticSource(Source):
+    """Generated pictures for smoke runs: coloured stripes whose angle and hue tell the class, under noise.
+
+    A picture is a function of the split and its index.
+    """
+
+    split: str
+    image_size: int | tuple[int, int]
+    num_classes: int
+    examples: int
+
+    def __post_init__(self):
+        if self.split not in ("train", "eval"):
+            raise ValueError(f"split={self.split!r} of the synthetic source has to be 'train' or 'eval'")
+        if self.num_classes < 1 or self.examples < 1:
+            raise ValueError(f"num_classes={self.num_classes} and examples={self.examples} have to be at least 1")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(f"stripes{label}" for label in range(self.num_classes))
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def __getitem__(self, index: int) -> Example:
+        size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        label = index % self.num_classes
+        rng = np.random.default_rng([self.split == "eval", index])
+        turn = label / self.num_classes
+        y, x = np.meshgrid(*(np.linspace(-1, 1, side) for side in size), indexing="ij")
+        across = x * math.cos(math.pi * turn) + y * math.sin(math.pi * turn)
+        stripes = 0.5 + 0.5 * np.sin(3 * math.pi * across + rng.uniform(0, 2 * math.pi))
+        colour = 0.5 + 0.5 * np.cos(2 * math.pi * (turn + np.arange(3) / 3))
+        picture = 255 * stripes[..., None] * colour + rng.normal(0, 16, (*size, 3))
+        return Example(np.clip(picture, 0, 255).astype(np.uint8), label, f"synthetic/{self.split}/{index}")

@@ -1,0 +1,133 @@
+"""From a config to everything a run needs, checked before anything is compiled."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from flatten_jax.data import augment, pipeline, sources
+from flatten_jax.models import create_model
+from flatten_jax.training.optimizer import Schedule, make_optimizer, make_schedule
+from flatten_jax.training.sharding import check_divisible, make_mesh, put_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A config made concrete: model, optimizer, data, mesh, and durations in steps."""
+
+    config: ml_collections.ConfigDict
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    mesh: Mesh
+    train_source: sources.Source
+    eval_source: sources.Source
+    steps_per_epoch: int
+    total_steps: int
+
+    def train_batches(self, start_step: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
+        """(batch on the devices, pictures of it that were skipped as corrupt), from `start_step` to the end."""
+        config = self.config
+        options = {k: config.augment[k] for k in ("scale", "ratio", "hflip", "rand_augment")}
+        batches = pipeline.train_batches(
+            self.train_source,
+            augment.TrainTransform(self.model.image_size, **options),
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            start_step=start_step,
+            stop_step=self.total_steps,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=config.data.workers,
+            on_corrupt=config.data.on_corrupt,
+        )
+
+        def put(batch: dict[str, np.ndarray]) -> tuple[dict[str, jax.Array], int]:
+            skipped = int(batch.pop("skipped").sum())
+            return put_batch(batch, self.mesh), skipped
+
+        return pipeline.prefetch(batches, put)
+
+    def eval_batches(self) -> Iterator[dict[str, jax.Array]]:
+        """The evaluation set once, on the devices."""
+        config, size = self.config, self.model.image_size
+        resize = tuple(math.floor(side * config.eval.resize_ratio) for side in size)
+        batches = pipeline.eval_batches(
+            self.eval_source,
+            augment.EvalTransform(resize, size),
+            batch_size=config.eval.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            workers=config.data.workers,
+        )
+        return pipeline.prefetch(batches, lambda batch: put_batch(batch, self.mesh))
+
+    def position(self, step: int) -> dict[str, Any]:
+        """Where in the data a step stands, and what that depends on."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return {
+            "step": step,
+            "epoch": epoch,
+            "batch_in_epoch": batch,
+            "seed": self.config.seed,
+            "batch_size": self.config.train.batch_size,
+            "examples": len(self.train_source),
+        }
+
+
+def prepare(config: ml_collections.ConfigDict) -> Run:
+    """Check a config against itself, the data on disk and the devices.
+
+    Raises:
+        ValueError, FileNotFoundError: with what is wrong and the way out.
+    """
+    mesh = make_mesh()
+    train, model_options = config.train, {k: v for k, v in config.model.items() if v is not None}
+    model = create_model(**model_options)
+    check_divisible(mesh, **{"train.batch_size": train.batch_size, "eval.batch_size": config.eval.batch_size})
+    if train.batch_size % (train.accumulation * mesh.size):
+        raise ValueError(
+            f"train.batch_size={train.batch_size} is not divisible by train.accumulation={train.accumulation} "
+            f"times {mesh.size} devices: every part of a batch needs a whole number of images on every device"
+        )
+    train_source, eval_source = (_open(config, model, split) for split in ("train", "eval"))
+    for source, split in ((train_source, "train"), (eval_source, "evaluation")):
+        if len(source.class_names) != model.num_classes:
+            raise ValueError(
+                f"the {split} data has {len(source.class_names)} classes and model.num_classes={model.num_classes}: "
+                f"use --config.model.num_classes={len(source.class_names)}"
+            )
+    steps_per_epoch = pipeline.steps_per_epoch(len(train_source), train.batch_size)
+    schedule = make_schedule(
+        config.optimizer,
+        batch_size=train.batch_size,
+        warmup_steps=train.warmup_epochs * steps_per_epoch,
+        total_steps=train.epochs * steps_per_epoch,
+    )
+    return Run(
+        config=config,
+        model=model,
+        optimizer=make_optimizer(config.optimizer, schedule, model.no_weight_decay),
+        schedule=schedule,
+        mesh=mesh,
+        train_source=train_source,
+        eval_source=eval_source,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=(train.epochs + train.cooldown_epochs) * steps_per_epoch,
+    )
+
+
+def _open(config: ml_collections.ConfigDict, model: nn.Module, split: str) -> sources.Source:
+    data, options = config.data, {}
+    if data.name == "synthetic":
+        options = {"image_size": model.image_size, "num_classes": model.num_classes, "examples": data.examples}
+    elif data.name == "folder":
+        options = {"folder": data.folder or None}
+    return sources.open_source(data.name, data[f"{split}_split"], data_dir=data.data_dir or None, **options)

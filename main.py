@@ -1,0 +1,41 @@
+"""Train or evaluate: python main.py --config configs/digits.py --workdir runs/digits"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as configs/digits.py.", lock_config=True)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run. What is there is resumed."
+)
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train (or resume), or evaluate a checkpoint.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "With --mode=eval: a run's folder or one of its checkpoints/<step>. Default: workdir.",
+)
+
+
+def main(argv: list[str]) -> None:
+    if argv[1:]:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; overrides are written --config.x.y=value")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax and TFDS report every file at INFO
+    from flatten_jax.training import loop, setup  # after the flags: --help and typos need not wait for JAX
+
+    try:
+        run = setup.prepare(CONFIG.value)
+        if MODE.value == "eval":
+            loop.evaluate_checkpoint(run, CHECKPOINT.value or WORKDIR.value)
+        else:
+            loop.train(run, WORKDIR.value)
+    except (ValueError, OSError, loop.TrainingDiverged) as error:
+        if logging.level_debug():
+            raise
+        sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,232 @@
+"""Decoding, the evaluation crop against the release's pixels, and the random crop of training."""
+
+import io
+import pickle
+import random
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageFile
+
+from flatten_jax.data import augment
+from flatten_jax.data.augment import CorruptImageError, EvalTransform, TrainTransform, decode, random_crop_box
+
+# JPEG bytes and the uint8 picture that the release's evaluation transform makes of them
+GOLDENS = [Path(__file__).parent / f"eval_crop_{name}.npz" for name in ("n02123394", "n02815834")]
+
+
+def noise(height, width) -> np.ndarray:
+    return np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
+
+
+def global_state():
+    _, keys, position, *_ = np.random.get_state()
+    return random.getstate(), keys.tolist(), position
+
+
+def encoded(image: Image.Image, format: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("mode", "color", "format", "rgb"),
+    [
+        ("CMYK", (51, 102, 0, 51), "JPEG", (163, 122, 204)),  # (255 - ink) * (255 - black) / 255
+        ("L", 90, "JPEG", (90, 90, 90)),
+        ("RGB", (10, 200, 60), "PNG", (10, 200, 60)),
+        ("RGBA", (10, 200, 60, 0), "PNG", (10, 200, 60)),
+        ("LA", (77, 128), "PNG", (77, 77, 77)),
+        ("1", 1, "PNG", (255, 255, 255)),
+        ("I;16", 0x5AFF, "PNG", (0x5A, 0x5A, 0x5A)),
+        ("RGB", (10, 200, 60), "BMP", (10, 200, 60)),
+    ],
+)
+def test_decode_gives_rgb_whatever_the_file_holds(mode, color, format, rgb):
+    image = decode(encoded(Image.new(mode, (24, 16), color), format), "n02105855_2933.JPEG")
+    assert (image.mode, image.size) == ("RGB", (24, 16))
+    np.testing.assert_allclose(np.asarray(image).astype(int), np.broadcast_to(rgb, (16, 24, 3)), atol=2)
+
+
+def test_decode_reads_palettes():
+    image = Image.fromarray(np.repeat(np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8), 8, axis=0))
+    data = encoded(image.convert("P", palette=Image.Palette.ADAPTIVE), "PNG", transparency=0)
+    np.testing.assert_array_equal(np.asarray(decode(data, "palette")), np.asarray(image))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Truncated File Read")
+def test_decode_ignores_exif():
+    image = Image.fromarray(noise(16, 24))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    plain = decode(encoded(image, "JPEG"), "plain")
+    for data in (exif.tobytes(), exif.tobytes()[:15], b"Exif\0\0MM\0*" + bytes(range(40))):
+        np.testing.assert_array_equal(np.asarray(decode(encoded(image, "JPEG", exif=data), "exif")), np.asarray(plain))
+
+
+def test_decode_takes_arrays_as_they_are():
+    array = noise(5, 7)
+    np.testing.assert_array_equal(np.asarray(decode(array, "a")), array)
+    for wrong in (array[..., 0], array.astype(np.float32), array.transpose(2, 0, 1)):
+        with pytest.raises(ValueError, match=r"'digits/7'.*uint8 \(height, width, 3\)"):
+            decode(wrong, "digits/7")
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.3, 0.7, 0.98])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_a_cut_file_fails_by_name(format, keep):
+    data = encoded(Image.fromarray(noise(32, 32)), format)
+    decode(data, "whole")
+    with pytest.raises(CorruptImageError, match=r"'train/n01440764_10\.JPEG'"):
+        decode(data[: int(keep * len(data))], "train/n01440764_10.JPEG")
+
+
+def test_garbage_fails_by_name():
+    with pytest.raises(CorruptImageError, match=r"'x\.JPEG'"):
+        decode(b"\xff\xd8\xff" + bytes(range(256)) * 8, "x.JPEG")
+
+
+def test_partial_decoding_by_a_global_flag_is_refused(monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(ValueError, match="LOAD_TRUNCATED_IMAGES"):
+        decode(encoded(Image.fromarray(noise(32, 32)), "JPEG"), "x")
+
+
+def test_corrupt_image_error_crosses_processes():
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        error = pool.submit(decode, b"nothing", "n01.JPEG").exception()
+    assert type(error) is CorruptImageError and error.name == "n01.JPEG" and error.reason in str(error)
+
+
+@pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
+def test_eval_transform_gives_the_pixels_of_the_release(path):
+    golden = np.load(path)
+    image = decode(golden["jpeg"].tobytes(), path.name)
+    np.testing.assert_array_equal(EvalTransform((256, 256), (224, 224))(image), golden["crop"])
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop", "rows", "columns"),
+    [
+        ((10, 20), (4, 7), slice(3, 7), slice(6, 13)),  # 6.5 -> 6: torchvision rounds a half to the even number
+        ((11, 20), (4, 20), slice(4, 8), slice(0, 20)),  # 3.5 -> 4
+        ((10, 20), (10, 20), slice(0, 10), slice(0, 20)),
+    ],
+)
+def test_eval_crop_is_central(resize, crop, rows, columns):
+    picture = noise(*resize)
+    np.testing.assert_array_equal(EvalTransform(resize, crop)(Image.fromarray(picture)), picture[rows, columns])
+
+
+def test_eval_squashes_both_sides():
+    picture = np.zeros((30, 12, 3), np.uint8)
+    picture[:15] = 255  # the upper half
+    result = EvalTransform((8, 40), (8, 40))(Image.fromarray(picture))
+    assert result.shape == (8, 40, 3) and result.dtype == np.uint8
+    assert (result[:3] > 250).all() and (result[5:] < 5).all()
+
+
+def test_random_crop_draws_area_and_ratio():
+    rng = np.random.default_rng(0)
+    boxes = np.array([random_crop_box(1200, 1000, (0.08, 0.4), (3 / 4, 4 / 3), rng) for _ in range(4000)])
+    top, left, height, width = boxes.T.astype(float)
+    assert top.min() >= 0 and left.min() >= 0 and (top + height).max() <= 1200 and (left + width).max() <= 1000
+    area, log_ratio = height * width / 1.2e6, np.log(width / height)
+    for value, low, high in ((area, 0.08, 0.4), (log_ratio, -np.log(4 / 3), np.log(4 / 3))):
+        quantiles = np.quantile(value, [0, 0.25, 0.5, 0.75, 1])
+        np.testing.assert_allclose(quantiles, np.linspace(low, high, 5), atol=0.03 * (high - low))
+    np.testing.assert_allclose(np.quantile(top / (1200 - height), [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.03)
+    np.testing.assert_allclose(np.quantile(left / (1000 - width), [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.03)
+    edges = {random_crop_box(8, 8, (0.75, 0.8), (1, 1), rng)[:2] for _ in range(60)}  # 7 of 8 pixels
+    assert edges == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("picture", "scale", "ratio", "box"),
+    [
+        ((10, 1000), (0.08, 1), (3 / 4, 4 / 3), (0, 493, 10, 13)),
+        ((1000, 10), (0.08, 1), (3 / 4, 4 / 3), (493, 0, 13, 10)),
+        ((10, 20), (1, 1), (1, 1), (0, 5, 10, 10)),
+        ((10, 20), (1, 1), (1 / 2, 1.9), (0, 0, 10, 19)),
+        ((5, 1), (1, 1), (3, 3), (2, 0, 1, 1)),
+        ((1, 5), (1, 1), (1 / 3, 1 / 3), (0, 2, 1, 1)),
+        ((1, 1), (0.3, 0.31), (4 / 3, 4 / 3), (0, 0, 1, 1)),  # every draw is no pixel high
+        ((1, 1), (0.3, 0.31), (3 / 4, 3 / 4), (0, 0, 1, 1)),  # every draw is no pixel wide
+    ],
+)
+def test_random_crop_falls_back_to_the_largest_central_one(picture, scale, ratio, box):
+    assert random_crop_box(*picture, scale, ratio, np.random.default_rng(0)) == box
+
+
+def test_train_transform_without_randomness_is_a_resize():
+    transform = TrainTransform((8, 8), scale=(1, 1), ratio=(1, 1), hflip=0.0, rand_augment="")
+    picture = noise(8, 8)
+    np.testing.assert_array_equal(transform(Image.fromarray(picture), np.random.default_rng(0)), picture)
+    large = Image.fromarray(noise(31, 31))
+    expected = np.asarray(large.resize((8, 8), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(transform(large, np.random.default_rng(0)), expected)
+
+
+def test_crop_does_not_look_over_its_edge():
+    picture = np.zeros((10, 20, 3), np.uint8)
+    picture[:, :5] = picture[:, 15:] = 255  # white outside the central square
+    transform = TrainTransform((40, 40), scale=(1, 1), ratio=(1, 1), rand_augment="")
+    assert transform(Image.fromarray(picture), np.random.default_rng(0)).max() == 0
+
+
+def test_flip_is_horizontal_and_half_of_the_time():
+    picture = noise(6, 6)
+    transform = TrainTransform((6, 6), scale=(1, 1), ratio=(1, 1), rand_augment="")
+    rng = np.random.default_rng(0)
+    flips = 0
+    for _ in range(600):
+        result = transform(Image.fromarray(picture), rng)
+        flipped = np.array_equal(result, picture[:, ::-1])
+        assert flipped or np.array_equal(result, picture)
+        flips += flipped
+    assert 250 < flips < 350
+
+
+def test_rand_augment_comes_after_crop_and_flip(monkeypatch):
+    def mark(image, rng):
+        assert image.size == (9, 6)
+        image.putpixel((0, 0), (1, 2, 3))
+        return image
+
+    monkeypatch.setattr(augment.rand_augment, "parse", lambda text: mark)
+    result = TrainTransform((6, 9), hflip=1.0)(Image.new("RGB", (50, 40)), np.random.default_rng(0))
+    assert tuple(result[0, 0]) == (1, 2, 3)
+
+
+def test_train_transform_is_a_function_of_its_generator():
+    image, transform = Image.fromarray(noise(40, 50)), TrainTransform((24, 32))
+    transform = pickle.loads(pickle.dumps(transform))
+    before = global_state()
+    first = [transform(image, np.random.default_rng(seed)) for seed in range(6)]
+    assert global_state() == before
+    assert {(result.shape, result.dtype.name) for result in first} == {((24, 32, 3), "uint8")}
+    np.testing.assert_array_equal(first, [transform(image, np.random.default_rng(seed)) for seed in range(6)])
+    assert len({result.tobytes() for result in first}) == 6
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EvalTransform((256, 256), (224, 288)), r"crop=\(224, 288\) does not fit into resize=\(256, 256\)"),
+        (lambda: EvalTransform(256, (224, 224)), "resize=256"),
+        (lambda: TrainTransform((224, 0)), r"size=\(224, 0\)"),
+        (lambda: TrainTransform((224, 224.0)), r"size=\(224, 224.0\)"),
+        (lambda: TrainTransform((224, 224), scale=(0.5, 0.1)), "scale="),
+        (lambda: TrainTransform((224, 224), scale=(0.5, 1.1)), "scale="),
+        (lambda: TrainTransform((224, 224), ratio=(0.0, 1.0)), "ratio="),
+        (lambda: TrainTransform((224, 224), hflip=2), "hflip=2"),
+        (lambda: TrainTransform((224, 224), rand_augment="rand-m9-w0"), "'w0'"),
+    ],
+)
+def test_wrong_settings_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
