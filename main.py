@@ -6,9 +6,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "What to run, such as configs/digits.py.", lock_config=True)
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run. What is there is resumed."
-)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. What is there is resumed.")
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train (or resume), or evaluate a checkpoint.")
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -17,11 +15,21 @@ CHECKPOINT = flags.DEFINE_string(
 )
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """A typo or a wrong type in an override is one line, with the nearest name, instead of a traceback."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, TypeError, ValueError) as error:
+        sys.exit(f"error in a flag: {error}")
+
+
 def main(argv: list[str]) -> None:
     if argv[1:]:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; overrides are written --config.x.y=value")
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax and TFDS report every file at INFO
+        # Orbax and TFDS report every file at INFO, and Orbax warns of checkpoints without an evaluation.
+        logging.set_verbosity(logging.WARNING)
+        logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     from flatten_jax.training import loop, setup  # after the flags: --help and typos need not wait for JAX
 
     try:
@@ -38,4 +46,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

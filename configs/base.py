@@ -1,4 +1,7 @@
-"""The recipe that all configs share (spec of the release's training); each config states what differs."""
+"""The recipe of the release, the families' differences from it, and the smoke variant; configs state the rest.
+
+Where a number differs between paper and release it is the release's (its cfgs/*.yaml and README commands).
+"""
 
 import ml_collections
 from ml_collections import config_dict
@@ -16,6 +19,8 @@ def imagenet(
     warmup_learning_rate: float = 1e-6,
     min_learning_rate: float = 1e-5,
     clip_norm: float = 0.0,
+    ema_decay: float = 0.0,
+    weight_decay: float = 0.05,
     image_size: int = 224,
     resize_ratio: float = 256 / 224,
 ) -> ml_collections.ConfigDict:
@@ -65,7 +70,7 @@ def imagenet(
             "epochs": 300,
             "warmup_epochs": warmup_epochs,
             "cooldown_epochs": cooldown_epochs,  # at the minimum learning rate, after `epochs`
-            "ema_decay": 0.0,  # of the moving average of the parameters; 0: none
+            "ema_decay": ema_decay,  # of the moving average of the parameters; 0: none
         }
     )
     config.optimizer = ml_collections.ConfigDict(
@@ -73,7 +78,7 @@ def imagenet(
             "learning_rate": 5e-4,
             "warmup_learning_rate": warmup_learning_rate,
             "min_learning_rate": min_learning_rate,
-            "weight_decay": 0.05,
+            "weight_decay": weight_decay,
             "clip_norm": clip_norm,  # 0: none
             "b1": 0.9,
             "b2": 0.999,
@@ -82,24 +87,63 @@ def imagenet(
     )
     config.eval = ml_collections.ConfigDict(
         {
-            "every_epochs": 1,
+            "every_epochs": 1.0,
             "batch_size": batch_size,
             # Both sides are resized to this times the model's, which squashes the picture; then the central crop.
             "resize_ratio": resize_ratio,
         }
     )
-    config.checkpoint = ml_collections.ConfigDict({"every_epochs": 1, "keep": 3})
+    config.checkpoint = ml_collections.ConfigDict({"every_epochs": 1.0, "keep": 3})
     config.log_every_steps = 50
     return config
 
 
+def deit(model: str, *, batch_size: int = 1024, drop_path: float) -> ml_collections.ConfigDict:
+    """Which recipe the paper used for DeiT is not public; these are the release's Swin settings."""
+    return swin(model, batch_size=batch_size, drop_path=drop_path)
+
+
+def pvt(model: str, *, batch_size: int, drop_path: float, clip_norm: float = 0.0) -> ml_collections.ConfigDict:
+    """PVT and PVTv2."""
+    return imagenet(
+        model, batch_size=batch_size, drop_path=drop_path, warmup_epochs=5, cooldown_epochs=10, clip_norm=clip_norm
+    )
+
+
+def swin(model: str, *, batch_size: int, drop_path: float) -> ml_collections.ConfigDict:
+    return imagenet(
+        model,
+        batch_size=batch_size,
+        drop_path=drop_path,
+        warmup_epochs=20,
+        warmup_learning_rate=5e-7,
+        min_learning_rate=5e-6,
+        clip_norm=5.0,
+    )
+
+
+def cswin(
+    model: str, *, batch_size: int, drop_path: float, ema_decay: float, weight_decay: float = 0.05
+) -> ml_collections.ConfigDict:
+    return imagenet(
+        model,
+        batch_size=batch_size,
+        drop_path=drop_path,
+        warmup_epochs=20,
+        cooldown_epochs=10,
+        ema_decay=ema_decay,
+        weight_decay=weight_decay,
+    )
+
+
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The same model and recipe, shrunk to a minute on a CPU: few blocks, small generated pictures, a dozen steps."""
-    shallow = {"depth": 2, "depths": (1, 1, 1, 1)}
+    shallow = {"depth": 2, "depths": (1, 1, 2, 1)}
     config.model.update({k: v for k, v in shallow.items() if k in config.model})
     config.model.update(num_classes=10, image_size=(64, 64))
     config.data.update(name="synthetic", examples=64, workers=0)
     config.train.update(batch_size=16, epochs=3, warmup_epochs=1, cooldown_epochs=0)
+    config.optimizer.learning_rate = 2e-2  # of a batch of 16, so that the loss can be seen to fall
     config.eval.batch_size = 16
     config.log_every_steps = 1
     return config

@@ -17,7 +17,7 @@ def get_config(arg: str = ""):
     config.augment.update(mixup=0.0, cutmix=0.0)
     config.train.epochs = 20
     config.optimizer.learning_rate = 8e-3
-    config.eval.update(batch_size=64, resize_ratio=1.0, every_epochs=5)
-    config.checkpoint.every_epochs = 5
+    config.eval.update(batch_size=64, resize_ratio=1.0, every_epochs=5.0)
+    config.checkpoint.every_epochs = 5.0
     config.log_every_steps = 20
     return base.variant(config, arg)

@@ -14,13 +14,17 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("name", help="imagenet2012, digits, or another TFDS name")
     command.add_argument("--manual_dir", help="folder with the files that cannot be downloaded: ImageNet's two tars")
     command.add_argument("--data_dir", help="where to build (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)")
-    command.set_defaults(run=lambda args: prepare.prepare(args.name, manual_dir=args.manual_dir, data_dir=args.data_dir))
+    command.set_defaults(run=_prepare)
 
     args = parser.parse_args(argv)
     try:
         args.run(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    prepare.prepare(args.name, manual_dir=args.manual_dir, data_dir=args.data_dir)
 
 
 if __name__ == "__main__":

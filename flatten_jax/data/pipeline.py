@@ -16,6 +16,7 @@ import queue
 import shutil
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from flatten_jax.data.augment import CorruptImageError, decode
 from flatten_jax.data.sources import Example, Source
 
 Batch = dict[str, np.ndarray]
+Faults = tuple[tuple[str, str], ...]  # name of a picture, and what is wrong with it
 
 ORDER, AUGMENTATION = 0, 1  # the streams of random numbers of an epoch
 MAX_REPLACEMENTS = 100
@@ -71,8 +73,8 @@ def train_batches(
         batch_size: examples of a step over all processes.
         seed: a non-negative number, the same in all processes.
         workers: worker processes; each makes whole batches. 0: threads of this process.
-        on_corrupt: "fail", or "skip": a picture that cannot be decoded gives its place to another one of the epoch,
-            chosen by (seed, epoch, index), is counted in `skipped`, and is named once in the log.
+        on_corrupt: "fail", or "skip": a picture that cannot be decoded gives its place to another one, chosen by
+            (seed, epoch, index), is counted in `skipped`, and is named once in the log.
 
     Yields:
         image uint8 (b, height, width, 3), label int32 (b,), skipped int32 (b,), 1 where a picture was replaced.
@@ -134,7 +136,7 @@ def prefetch(iterator: Iterable[Any], put: Callable[[Any], Any], depth: int = 2)
     """
     if depth < 1:
         raise ValueError(f"{depth=} has to be at least 1")
-    return _prefetch(iter(iterator), put, depth)
+    return _closed_at_exit(_prefetch(iter(iterator), put, depth))
 
 
 def _prefetch(iterator: Iterator[Any], put: Callable[[Any], Any], depth: int) -> Iterator[Any]:
@@ -151,14 +153,7 @@ def _prefetch(iterator: Iterator[Any], put: Callable[[Any], Any], depth: int) ->
             getattr(iterator, "close", lambda: None)()
 
     thread = threading.Thread(target=fill, daemon=True, name="prefetch")
-
-    def end():
-        stop.set()
-        places.release()
-        thread.join()
-
     thread.start()
-    atexit.register(end)  # before Python and Grain take down what the thread uses
     try:
         while True:
             element, error = ready.get()
@@ -169,8 +164,21 @@ def _prefetch(iterator: Iterator[Any], put: Callable[[Any], Any], depth: int) ->
             places.release()
             yield element
     finally:
-        atexit.unregister(end)
-        end()
+        stop.set()
+        places.release()
+        thread.join()
+
+
+def _closed_at_exit(generator: Iterator[Any]) -> Iterator[Any]:
+    """Ends threads and worker processes before Python and Grain take down what they use, the youngest first."""
+    reference = weakref.ref(generator)
+
+    def close():
+        if (alive := reference()) is not None:
+            alive.close()
+
+    atexit.register(close)
+    return generator
 
 
 @dataclass(frozen=True)
@@ -190,8 +198,8 @@ class _TrainBatches:
     def __len__(self) -> int:
         return self.stop_step - self.start_step
 
-    def __getitem__(self, index: int) -> tuple[Batch, tuple[str, ...]]:
-        """Returns the batch of step `start_step + index` and what was wrong with the pictures it skipped."""
+    def __getitem__(self, index: int) -> tuple[Batch, Faults]:
+        """Returns the batch of step `start_step + index` and the faults of the pictures it skipped."""
         size = len(self.source)
         epoch, step = divmod(self.start_step + index, steps_per_epoch(size, self.batch_size))
         first = step * self.batch_size + self.offset
@@ -202,11 +210,11 @@ class _TrainBatches:
         batch = {
             "image": np.stack(images),
             "label": np.array(labels, np.int32),
-            "skipped": np.array([bool(fault) for fault in faults], np.int32),
+            "skipped": np.array([bool(per_example) for per_example in faults], np.int32),
         }
-        return batch, tuple(line for fault in faults for line in fault)
+        return batch, tuple(fault for per_example in faults for fault in per_example)
 
-    def _example(self, epoch: int, index: int) -> tuple[np.ndarray, int, tuple[str, ...]]:
+    def _example(self, epoch: int, index: int) -> tuple[np.ndarray, int, Faults]:
         rng = np.random.default_rng([self.seed, epoch, index, AUGMENTATION])
         faults = []
         while True:
@@ -215,7 +223,7 @@ class _TrainBatches:
             except CorruptImageError as error:
                 if self.on_corrupt == "fail":
                     raise
-                faults.append(str(error))
+                faults.append((error.name, str(error)))
                 if len(faults) == MAX_REPLACEMENTS:
                     raise ValueError(f"{MAX_REPLACEMENTS} pictures in a row are corrupt; the last: {error}") from error
                 index = int(rng.integers(len(self.source)))
@@ -232,7 +240,7 @@ class _EvalBatches:
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)
 
-    def __getitem__(self, index: int) -> tuple[Batch, tuple[str, ...]]:
+    def __getitem__(self, index: int) -> tuple[Batch, Faults]:
         first = index * self.batch_size + self.offset
         last = min(first + self.local_size, len(self.source))
         pictures = [_picture(self.source[i], self.transform) for i in range(first, last)]
@@ -286,7 +294,7 @@ def _iterate(batches: _TrainBatches | _EvalBatches, picture_shape: tuple[int, ..
             f"{workers=} need {needed / 2**20:.0f} MiB in {SHARED_MEMORY}, which has {free / 2**20:.0f} MiB left: "
             f"enlarge it (docker run --shm-size) or use fewer workers or a smaller batch"
         )
-    return _generate(batches, workers)
+    return _closed_at_exit(_generate(batches, workers))
 
 
 def _generate(batches: _TrainBatches | _EvalBatches, workers: int) -> Iterator[Batch]:
@@ -299,19 +307,17 @@ def _generate(batches: _TrainBatches | _EvalBatches, workers: int) -> Iterator[B
     if workers:
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_start_worker)
     iterator = iter(dataset)
-    atexit.register(iterator.close)
     told = set()
     try:
         for batch, faults in iterator:
-            for fault in faults:
-                if fault not in told:
-                    told.add(fault)
+            for name, fault in faults:
+                if name not in told:
+                    told.add(name)
                     log.warning("skipped a training picture: %s", fault)
             if workers:  # out of shared memory, where JAX would alias it on a CPU and a batch alive at exit would stay
                 batch = {key: np.array(value) for key, value in batch.items()}
             yield batch
     finally:
-        atexit.unregister(iterator.close)
         iterator.close()  # ends the worker processes
         if workers:
             batch = None
@@ -319,7 +325,7 @@ def _generate(batches: _TrainBatches | _EvalBatches, workers: int) -> Iterator[B
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Ties a worker process to its parent: Grain's workers outlive a parent that was killed, holding memory for ever."""
+    """Ties a worker process to its parent: Grain's workers outlive a killed parent and hold their memory for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends the workers
 
     def follow(parent):

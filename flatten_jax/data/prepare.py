@@ -1,11 +1,8 @@
 """Builds data sets once, as ArrayRecord: `flatten-jax prepare imagenet2012 --manual_dir ... --data_dir ...`.
 
-The builder is TFDS's own. TensorFlow is needed here and nowhere else: `pip install 'flatten_jax[prepare]'`. For the
-command line: `add_arguments(parser)`, then `main(arguments)`; what goes wrong is a ValueError, OSError or ImportError
-whose text says what to do.
+The builder is TFDS's own. TensorFlow is needed here and nowhere else: `pip install 'flatten_jax[prepare]'`.
 """
 
-import argparse
 import contextlib
 import fcntl
 import importlib.util
@@ -26,17 +23,6 @@ GENUINE_SIZES = {IMAGENET: {"train": 1_281_167, "validation": 50_000}}  # Russak
 TRAIN_LAYOUT = "it has to hold one tar per class (n01440764.tar, ...), each of which holds that class's JPEG files"
 VALIDATION_LAYOUT = "it has to hold the JPEG files themselves (ILSVRC2012_val_00000001.JPEG, ...), in no folder"
 BLOCK = 512  # tar pads headers and files to this many bytes
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of `flatten-jax prepare`."""
-    parser.add_argument("name", help="imagenet2012, digits, or another image-classification set of TFDS")
-    parser.add_argument("--manual_dir", help=f"imagenet2012: the folder with {TRAIN_TAR} and {VALIDATION_TAR}")
-    parser.add_argument("--data_dir", help="where to write; default $TFDS_DATA_DIR, else ~/tensorflow_datasets")
-
-
-def main(arguments: argparse.Namespace) -> None:
-    prepare(arguments.name, manual_dir=arguments.manual_dir, data_dir=arguments.data_dir)
 
 
 def prepare(
@@ -104,7 +90,7 @@ def _build(name: str, manual_dir: Path | None, root: Path) -> None:
         for rest in folder.glob("incomplete.*"):
             print(f"removing what an interrupted build left: {rest}", flush=True)
             shutil.rmtree(rest)
-        if manual_dir is not None:
+        if dataset == IMAGENET:
             _check_space(manual_dir, root)
         print(f"building {name} in {builder.data_dir}", flush=True)
         logging.getLogger("absl").setLevel(
@@ -116,6 +102,14 @@ def _build(name: str, manual_dir: Path | None, root: Path) -> None:
             culprit = _broken_class_tar(manual_dir / TRAIN_TAR) if dataset == IMAGENET else None
             reason = culprit or f"{type(error).__name__}: {error}"
             raise ValueError(f"building {name} failed, and what it wrote was removed: {reason}") from error
+    sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+    # TFDS also takes a damaged header in the middle of a class for the end of that class.
+    if (
+        dataset == IMAGENET
+        and sizes != GENUINE_SIZES[IMAGENET]
+        and (damage := _broken_class_tar(manual_dir / TRAIN_TAR))
+    ):
+        raise ValueError(f"{builder.data_dir} lacks pictures: {damage}, delete that folder and prepare the set again")
 
 
 @contextlib.contextmanager
@@ -170,7 +164,7 @@ def _check_class_tar(train_tar: BinaryIO, member: tarfile.TarInfo, path: Path) -
 
 
 def _broken_class_tar(train_tar: Path) -> str | None:
-    """Says what is wrong with the first damaged tar inside the training tar. Reads a million headers."""
+    """Says what is wrong with the first damaged tar inside the training tar. Reads the headers of all pictures."""
     try:
         with open(train_tar, "rb") as file:
             for member in _members(file, str(train_tar), TRAIN_LAYOUT, r"(\./)?n\d{8}\.tar"):

@@ -125,7 +125,7 @@ class TfdsSource(Source):
             raise ValueError(f"{name} in {builder.data_dir} has no {split=}; it has {sorted(splits)}")
         if not {"image", "label"} <= set(features):
             raise ValueError(f"{name} is not an image-classification set: its features are {sorted(features)}")
-        _check_shards(name, root, builder.data_dir, splits[split].filepaths)
+        _check_shards(name, root, builder.data_dir, splits[split.partition("[")[0]])
         self.name = f"{builder.info.full_name}/{split}"
         self.class_names = tuple(features["label"].names)
         self._folder, self._split = os.fspath(builder.data_dir), split
@@ -143,7 +143,11 @@ class TfdsSource(Source):
             self._records = tfds.builder_from_directory(self._folder).as_data_source(
                 self._split, decoders={"image": tfds.decode.SkipDecoding()}
             )
-        record = self._records[index]
+        try:
+            record = self._records[index]
+        except Exception as error:  # of the ArrayRecord reader, which does not say which file
+            error.add_note(f"while reading example {index} of {self.name} in {self._folder}")
+            raise
         name = record[self._name_feature].decode() if self._name_feature else f"{self.name}/{index}"
         image = record["image"]
         if isinstance(image, np.ndarray) and image.shape[-1] == 1:
@@ -190,12 +194,25 @@ def open_tfds(name: str, root: Path):
     return builder
 
 
-def _check_shards(name: str, root: Path, folder: str | os.PathLike, shards: list[os.PathLike]) -> None:
-    with os.scandir(folder) as entries:
-        sizes = {entry.name: entry.stat().st_size for entry in entries}
-    broken = [shard.name for shard in map(Path, shards) if not sizes.get(shard.name)]
+def _check_shards(name: str, root: Path, folder: str | os.PathLike, split) -> None:
+    """Compares the number of records in each file with the description: 0.1 ms each, and half a copy is found."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    def is_whole(path: str, length: int) -> bool:
+        if not (os.path.isfile(path) and os.path.getsize(path)):
+            return False
+        try:
+            reader = ArrayRecordReader(path)
+            records = reader.num_records()  # 0 for a file without its end, and close() raises
+            reader.close()
+        except RuntimeError:
+            return False
+        return records == length
+
+    shards = [os.fspath(path) for path in split.filepaths]
+    broken = [path for path, length in zip(shards, split.shard_lengths, strict=True) if not is_whole(path, length)]
     if broken or not shards:
-        state = f"{len(broken)} of {len(shards)} shards are missing or empty (such as {broken[:1]})"
+        state = f"{len(broken)} of {len(shards)} files of its split {split.name} are missing or cut off {broken[:1]}"
         raise FileNotFoundError(_damaged(name, folder, state, root))
 
 

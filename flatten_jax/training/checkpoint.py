@@ -41,7 +41,8 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
         """Committed steps, ascending."""
@@ -75,13 +76,11 @@ class Checkpoints:
     def _host_target(self, step: int) -> Any:
         """What the step holds, as NumPy targets: restoring needs no device of those that saved it."""
         metadata = self._manager.item_metadata(step)["state"]
-        return jax.tree.map(lambda m: np.empty(m.shape, m.dtype), metadata.tree)
+        return jax.tree.map(lambda m: np.empty(m.shape, m.dtype), getattr(metadata, "tree", metadata))
 
     def _restore(self, step: int, **items: Any) -> Any:
         if step not in self.steps():
-            raise FileNotFoundError(
-                f"no checkpoint of step {step} in {self.folder}; there are {self.steps() or 'none'}"
-            )
+            raise FileNotFoundError(f"{self.folder} has no step {step}; it has {self.steps() or 'none'}")
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def wait(self) -> None:

@@ -41,7 +41,7 @@ def train(run: Run, workdir: str) -> None:
     meter = Meter(run.config.train.batch_size)
     train_step = make_train_step(run.model, run.optimizer, run.schedule, run.config, run.mesh)
     eval_step = make_eval_step(run.model, run.mesh)
-    every = {kind: run.config[kind].every_epochs * run.steps_per_epoch for kind in ("eval", "checkpoint")}
+    every = {kind: run.in_steps(run.config[kind].every_epochs) for kind in ("eval", "checkpoint")}
     batches = run.train_batches(start)
     began = time.monotonic()
     try:

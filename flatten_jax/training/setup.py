@@ -32,6 +32,10 @@ class Run:
     steps_per_epoch: int
     total_steps: int
 
+    def in_steps(self, epochs: float) -> int:
+        """A duration in epochs, which may be a fraction of one, in steps: at least one."""
+        return max(1, round(epochs * self.steps_per_epoch))
+
     def train_batches(self, start_step: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
         """(batch on the devices, pictures of it that were skipped as corrupt), from `start_step` to the end."""
         config = self.config

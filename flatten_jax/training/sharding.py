@@ -1,5 +1,6 @@
 """The device mesh and where arrays lie on it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,9 +9,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes in one axis, `data`. Auto axes, stated: jax.make_mesh's default is Explicit."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices of all processes (or those given) in one axis, `data`."""
+    devices = jax.devices() if devices is None else devices
+    # Auto axes, stated: the default is Explicit, where folding heads into a sharded batch raises.
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,0 +1,14 @@
+"""DeiT-T with softmax attention on ImageNet-1k, 300 epochs at 224 px.
+
+    python main.py --config configs/deit_t.py --workdir runs/deit_t
+
+For a TPU v4-8 or a box of GPUs, with --config.model.dtype=bfloat16.
+A minute on any CPU, with generated pictures: --config configs/deit_t.py:smoke
+Top-1: published 72.2 (paper); not run here.
+"""
+
+from configs import base
+
+
+def get_config(arg: str = ""):
+    return base.variant(base.deit("deit_t", drop_path=0.1), arg)

@@ -1,0 +1,14 @@
+"""FLatten-PVT-S on ImageNet-1k, 300 epochs at 224 px.
+
+    python main.py --config configs/flatten_pvt_s.py --workdir runs/flatten_pvt_s
+
+For a TPU v4-8 or a box of GPUs, with --config.model.dtype=bfloat16.
+A minute on any CPU, with generated pictures: --config configs/flatten_pvt_s.py:smoke
+Top-1: published 81.7 (paper); not run here.
+"""
+
+from configs import base
+
+
+def get_config(arg: str = ""):
+    return base.variant(base.pvt("flatten_pvt_s", batch_size=512, drop_path=0.1), arg)

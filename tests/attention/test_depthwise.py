@@ -1,0 +1,59 @@
+"""The depthwise convolution: one function, two lowerings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flatten_jax.attention import depthwise_conv
+from flatten_jax.attention.depthwise import DepthwiseConv, _grouped_convolution, _shifted_sum
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("grid", [(7, 7), (3, 10), (1, 2)])
+def test_shifted_sum_is_the_grouped_convolution_with_its_gradients(size, grid):
+    x = jax.random.normal(jax.random.key(0), (2, *grid, 6))
+    kernel = jax.random.normal(jax.random.key(1), (size, size, 6))
+    weight = jax.random.normal(jax.random.key(2), x.shape)
+    values, gradients = zip(
+        *(jax.value_and_grad(lambda x, k, f=f: (f(x, k) * weight).sum(), (0, 1))(x, kernel)
+          for f in (_shifted_sum, _grouped_convolution)),
+        strict=True,
+    )  # fmt: skip
+    np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *gradients)
+
+
+def test_it_correlates_rows_then_columns():
+    """A single one in the kernel, one row up and one column left of its centre, moves the picture down and right."""
+    picture = jnp.arange(12.0).reshape(1, 3, 4, 1)
+    kernel = jnp.zeros((3, 3, 1)).at[0, 0].set(1)
+    expected = [[0, 0, 0, 0], [0, 0, 1, 2], [0, 4, 5, 6]]
+    np.testing.assert_array_equal(depthwise_conv(picture, kernel)[0, :, :, 0], expected)
+
+
+def test_halves_are_summed_in_float32():
+    x = jnp.full((1, 5, 5, 1), 200.0, jnp.float16)
+    kernel = jnp.full((5, 5, 1), 2.0, jnp.float16).at[0, 0].set(-48.0)  # the sum ends at 0, its largest part is -9600
+    assert depthwise_conv(x, kernel)[0, 2, 2, 0] == 0
+
+
+def test_heads_share_the_kernel():
+    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 3))
+    module = DepthwiseConv(features=3, kernel_size=3)
+    params = module.init(jax.random.key(1), x)
+    twice = module.apply(params, jnp.concatenate([x, 2 * x], axis=-1))
+    bias = params["params"]["bias"]
+    np.testing.assert_allclose(twice[..., 3:] - bias, 2 * (twice[..., :3] - bias), rtol=1e-4, atol=1e-5)
+
+
+def test_even_kernels_are_refused():
+    with pytest.raises(ValueError, match="k odd"):
+        depthwise_conv(jnp.zeros((1, 4, 4, 2)), jnp.zeros((4, 4, 2)))
+
+
+def test_initial_values_are_torch_conv2d_defaults():
+    params = DepthwiseConv(features=4096).init(jax.random.key(0), jnp.zeros((1, 1, 1, 4096)))["params"]
+    for value in params.values():  # uniform(-0.2, 0.2) for 5 x 5
+        assert 0.199 < float(jnp.abs(value).max()) <= 0.2
+        assert float(value.std()) == pytest.approx(0.2 / 3**0.5, rel=0.03)

@@ -1,0 +1,93 @@
+"""The training step: the same on any number of devices, with and without accumulation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flatten_jax.models import create_model
+from flatten_jax.training.optimizer import make_optimizer, make_schedule
+from flatten_jax.training.sharding import check_divisible, make_mesh, put_batch, to_host
+from flatten_jax.training.step import init_state, make_train_step
+
+from .conftest import tiny
+
+BATCH = {
+    "image": np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), np.uint8),
+    "label": np.arange(16, dtype=np.int32) % 4,
+}
+
+
+def run_steps(config, devices, steps=3):
+    model = create_model(**{k: v for k, v in config.model.items() if v is not None})
+    mesh = make_mesh(jax.devices()[:devices])
+    schedule = make_schedule(config.optimizer, batch_size=16, warmup_steps=0, total_steps=10)
+    optimizer = make_optimizer(config.optimizer, schedule, model.no_weight_decay)
+    state = init_state(model, optimizer, config.seed, config.train.ema_decay > 0, mesh)
+    step = make_train_step(model, optimizer, schedule, config, mesh)
+    states, losses = [to_host(state)], []
+    for _ in range(steps):
+        state, metrics = step(state, put_batch(BATCH, mesh))
+        states.append(to_host(state))
+        losses.append(float(metrics["loss"]))
+    return states, losses
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Three steps on one device."""
+    return run_steps(tiny(), devices=1)
+
+
+def agree(ours, theirs):
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-5)
+    largest = max(np.abs(a).max() for a in jax.tree.leaves(theirs[0][-1].params))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4 * largest), ours[0][-1].params, theirs[0][-1].params
+    )
+
+
+def test_eight_devices_do_what_one_does(tiny_config):
+    """With everything random on: erasing, mixup or cutmix, drop-path."""
+    tiny_config.augment.update(erase_prob=0.5, mixup=0.8, cutmix=1.0)
+    tiny_config.model.update(drop_path=0.5, depth=2)
+    agree(run_steps(tiny_config, devices=8), run_steps(tiny_config, devices=1))
+
+
+def test_accumulation_does_what_one_batch_does(tiny_config, reference):
+    tiny_config.train.accumulation = 2
+    agree(run_steps(tiny_config, devices=8), reference)
+
+
+def test_rematerialisation_does_what_keeping_does(tiny_config, reference):
+    tiny_config.model.remat = True
+    agree(run_steps(tiny_config, devices=1), reference)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_config, reference):
+    again, _ = run_steps(tiny_config, devices=1)
+    jax.tree.map(np.testing.assert_array_equal, again[-1], reference[0][-1])
+    tiny_config.seed = 1
+    assert run_steps(tiny_config, devices=1)[1] != reference[1]
+
+
+def test_moving_average_follows_its_formula(tiny_config):
+    tiny_config.train.ema_decay = 0.9
+    states, _ = run_steps(tiny_config, devices=1)
+    ema = states[0].params
+    for state in states[1:]:
+        ema = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, ema, state.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), state.ema, ema)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(tiny_config, reference):
+    tiny_config.model.dtype = "bfloat16"
+    states, losses = run_steps(tiny_config, devices=1)
+    assert {leaf.dtype for leaf in jax.tree.leaves(states[-1].params)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(losses, reference[1], rtol=2e-2)
+    assert losses != reference[1]
+
+
+def test_batch_that_the_devices_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"train.batch_size=12 is not divisible by the 8 devices; try 8"):
+        check_divisible(make_mesh(), **{"train.batch_size": 12})
