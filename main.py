@@ -14,6 +14,11 @@ CHECKPOINT = flags.DEFINE_string(
     "With --mode=eval: a run's folder or one of its checkpoints/<step>. Default: workdir.",
 )
 
+NEXT = """What to try next:
+  python main.py --config {config} --workdir {workdir} --mode=eval
+  python main.py --config {config} --workdir {workdir}-2 --config.init_from={workdir}   # fine-tune from this run
+  tensorboard --logdir {workdir}/tensorboard"""
+
 
 def parse_flags(argv: list[str]) -> list[str]:
     """A typo or a wrong type in an override is one line, with the nearest name, instead of a traceback."""
@@ -38,6 +43,7 @@ def main(argv: list[str]) -> None:
             loop.evaluate_checkpoint(run, CHECKPOINT.value or WORKDIR.value)
         else:
             loop.train(run, WORKDIR.value)
+            print(NEXT.format(config=config_flags.get_config_filename(flags.FLAGS["config"]), workdir=WORKDIR.value))
     except (ValueError, OSError, loop.TrainingDiverged) as error:
         if logging.level_debug():
             raise

@@ -21,8 +21,6 @@ def imagenet(
     clip_norm: float = 0.0,
     ema_decay: float = 0.0,
     weight_decay: float = 0.05,
-    image_size: int = 224,
-    resize_ratio: float = 256 / 224,
 ) -> ml_collections.ConfigDict:
     """ImageNet-1k, 300 epochs. Learning rates are for a batch of 512 and scale with `train.batch_size`."""
     config = ml_collections.ConfigDict()
@@ -32,10 +30,10 @@ def imagenet(
 
     # Every option of the model, to be overridden by name; None leaves the model's own value.
     config.model = ml_collections.ConfigDict({"name": model})
-    for option, default in flatten_jax.model_options(model).items():
-        kind = str if option == "dtype" else type(default)
-        config.model[option] = config_dict.placeholder(kind)
-    config.model.update(num_classes=1000, image_size=(image_size, image_size), drop_path=drop_path, dtype="float32")
+    options = flatten_jax.model_options(model)
+    for option, default in options.items():
+        config.model[option] = config_dict.placeholder(str if option == "dtype" else type(default))
+    config.model.update(num_classes=1000, image_size=options["image_size"], drop_path=drop_path, dtype="float32")
 
     config.data = ml_collections.ConfigDict(
         {
@@ -90,7 +88,7 @@ def imagenet(
             "every_epochs": 1.0,
             "batch_size": batch_size,
             # Both sides are resized to this times the model's, which squashes the picture; then the central crop.
-            "resize_ratio": resize_ratio,
+            "resize_ratio": 256 / 224,
         }
     )
     config.checkpoint = ml_collections.ConfigDict({"every_epochs": 1.0, "keep": 3})

@@ -1,5 +1,8 @@
 """Initial values as in the release (spec: PyTorch's defaults for convolutions, timm's for linear layers)."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,3 +22,48 @@ def torch_conv_bias(fan_in: int) -> nn.initializers.Initializer:
         return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
 
     return init
+
+
+def fan_out_conv_kernel(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """PVTv2's kernels (height, width, in, out): normal(0, sqrt(2 / fan_out)), fan_out = height * width * out / groups.
+
+    One input channel means a depthwise convolution, groups = out; nothing else here is grouped.
+    """
+    height, width, features_in, features_out = shape
+    fan_out = height * width * (1 if features_in == 1 else features_out)
+    return jax.random.normal(key, shape, dtype) * jnp.asarray((2 / fan_out) ** 0.5, dtype)
+
+
+class ConvInit(NamedTuple):
+    """How a family initialises its convolutions; `bias` makes an initialiser from the fan-in."""
+
+    kernel: nn.initializers.Initializer
+    bias: Callable[[int], nn.initializers.Initializer]
+
+
+TORCH_CONV = ConvInit(torch_conv_kernel, torch_conv_bias)
+FAN_OUT_CONV = ConvInit(fan_out_conv_kernel, lambda fan_in: nn.initializers.zeros)
+
+
+def conv(
+    features: int,
+    features_in: int,
+    kernel_size: int,
+    stride: int,
+    *,
+    padding: int = 0,
+    init: ConvInit = TORCH_CONV,
+    dtype: jnp.dtype | None = None,
+    name: str,
+) -> nn.Conv:
+    """torch.nn.Conv2d(features_in, features, kernel_size, stride, padding), on (B, height, width, features_in)."""
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        strides=stride,
+        padding=padding,
+        dtype=dtype,
+        kernel_init=init.kernel,
+        bias_init=init.bias(kernel_size**2 * features_in),
+        name=name,
+    )

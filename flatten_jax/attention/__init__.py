@@ -1,20 +1,24 @@
 """Attention for vision transformers: functions, mixers made of them, and the hosts that project around them."""
 
-from flatten_jax.attention.depthwise import depthwise_conv
+from flatten_jax.attention.depthwise import DepthwiseConv, depthwise_conv
 from flatten_jax.attention.focused import FocusedLinearMixer, focused_map, linear_attention
-from flatten_jax.attention.hosts import QKVAttention, ReducedAttention
-from flatten_jax.attention.mixers import MIXERS, make_mixer, mixer_options
+from flatten_jax.attention.hosts import QKVAttention, ReducedAttention, StripeAttention, WindowAttention
+from flatten_jax.attention.mixers import MIXERS, make_mixer, mixer_options, takes_bias
 from flatten_jax.attention.softmax import SoftmaxMixer
 
 __all__ = [
     "MIXERS",
+    "DepthwiseConv",
     "FocusedLinearMixer",
     "QKVAttention",
     "ReducedAttention",
     "SoftmaxMixer",
+    "StripeAttention",
+    "WindowAttention",
     "depthwise_conv",
     "focused_map",
     "linear_attention",
     "make_mixer",
     "mixer_options",
+    "takes_bias",
 ]

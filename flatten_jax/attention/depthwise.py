@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.initializers import torch_conv_bias, torch_conv_kernel
+from flatten_jax.initializers import TORCH_CONV, ConvInit
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -52,7 +52,7 @@ def _grouped_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class DepthwiseConv(nn.Module):
-    """`depthwise_conv` with a learned kernel (k, k, 1, d) and bias (d,), initialised as PyTorch's Conv2d.
+    """`depthwise_conv` with a learned kernel (k, k, 1, d) and bias (d,), initialised as PyTorch's Conv2d unless told.
 
     An input of C = h d channels is taken as h heads that share the kernel.
     """
@@ -60,13 +60,14 @@ class DepthwiseConv(nn.Module):
     features: int
     kernel_size: int = 5
     dtype: jnp.dtype | None = None
+    conv_init: ConvInit = TORCH_CONV
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: (B, height, width, h * features) -> the same shape."""
         size = self.kernel_size
-        kernel = self.param("kernel", torch_conv_kernel, (size, size, 1, self.features))
-        bias = self.param("bias", torch_conv_bias(fan_in=size * size), (self.features,))
+        kernel = self.param("kernel", self.conv_init.kernel, (size, size, 1, self.features))
+        bias = self.param("bias", self.conv_init.bias(size * size), (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         heads = x.shape[-1] // self.features
         return depthwise_conv(x, jnp.tile(kernel[:, :, 0], heads)) + jnp.tile(bias, heads)

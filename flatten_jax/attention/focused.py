@@ -5,12 +5,13 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention.depthwise import DepthwiseConv
+from flatten_jax.initializers import TORCH_CONV, ConvInit
 
 Grid = tuple[int, int]
 EPSILON = 1e-6  # the release's, both in the map and in the normaliser
 
 
-def focused_map(x: jax.Array, focusing_factor: float = 3, scale: jax.Array | None = None) -> jax.Array:
+def focused_map(x: jax.Array, focusing_factor: float = 3.0, scale: jax.Array | None = None) -> jax.Array:
     """phi_p(x) = f_p(ReLU(x)), f_p(x) = |x| / |x^p| * x^p: pulls each vector to its nearest axis, keeping its length.
 
     Paper, eq. 6, with what the release adds: 1e-6 after the ReLU, and a division by softplus(scale). The power and both
@@ -50,24 +51,22 @@ def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, dtype: jnp.dtype 
         q: (B, N, h, d) non-negative features, as `focused_map` gives them.
         k: (B, M, h, d) likewise.
         v: (B, M, h, e).
-        dtype: of the two matrix products and the result (default: v's). They accumulate in float32, and so is the
-            normaliser; float16 has not the range for products of activations, there the whole core is in float32.
+        dtype: of the two matrix products and the result (default: v's). The normaliser is in float32 always; float16
+            has not the range for products of activations, there the whole core is in float32.
 
     Returns:
         (B, N, h, e).
     """
     dtype = jnp.dtype(dtype or v.dtype)
     compute = jnp.promote_types(dtype, jnp.float32) if dtype == jnp.float16 else dtype
-    accumulate = jnp.promote_types(compute, jnp.float32)
-    q, k = q.astype(accumulate), k.astype(accumulate)
+    q, k = (x.astype(jnp.promote_types(compute, jnp.float32)) for x in (q, k))
 
     # Mean instead of sum, and n^-1/2 on both factors: the release's numerics of May 2024, which keep halves finite.
     z = 1 / (jnp.einsum("bnhd,bhd->bnh", q, k.mean(axis=1)) + EPSILON)
     shrink = k.shape[1] ** -0.5
-    k, v = (k * shrink).astype(compute), v.astype(compute) * jnp.asarray(shrink, compute)
-    kv = jnp.einsum("bmhd,bmhe->bhde", k, v, preferred_element_type=accumulate)
-    out = jnp.einsum("bnhd,bhde->bnhe", q.astype(compute), kv.astype(compute), preferred_element_type=accumulate)
-    return (out * z[..., None]).astype(dtype)
+    kv = jnp.einsum("bmhd,bmhe->bhde", (k * shrink).astype(compute), v.astype(compute) * jnp.asarray(shrink, compute))
+    # The normaliser goes into the queries before they are rounded, so that the product is rounded once.
+    return jnp.einsum("bnhd,bhde->bnhe", (q * z[..., None]).astype(compute), kv).astype(dtype)
 
 
 class FocusedLinearMixer(nn.Module):
@@ -82,14 +81,16 @@ class FocusedLinearMixer(nn.Module):
         kernel_size: k of the depthwise convolution, odd.
         use_dwc, use_positional_encoding: the paper's ablation: both off and p = 1 is vanilla linear attention.
         dtype: of the matrix products; the map and the normaliser are always in float32.
+        conv_init: initial values of `dwc`; the host says which.
     """
 
     num_heads: int
-    focusing_factor: float = 3
+    focusing_factor: float = 3.0
     kernel_size: int = 5
     use_dwc: bool = True
     use_positional_encoding: bool = True
     dtype: jnp.dtype | None = None
+    conv_init: ConvInit = TORCH_CONV
 
     @nn.compact
     def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, grid: Grid, key_grid: Grid) -> jax.Array:
@@ -114,7 +115,7 @@ class FocusedLinearMixer(nn.Module):
         if self.use_dwc:
             if key_grid != grid:
                 v = stretch_tokens(v, tokens)
-            dwc = DepthwiseConv(heads[-1], self.kernel_size, dtype=self.dtype, name="dwc")
+            dwc = DepthwiseConv(heads[-1], self.kernel_size, self.dtype, self.conv_init, name="dwc")
             out = out + dwc(v.reshape(batch, *grid, channels)).reshape(q.shape)
         return out
 

@@ -1,4 +1,4 @@
-"""Names of models -> settings; `create_model` and `list_models`."""
+"""Models by name: `create_model`, `list_models`, and the options of each."""
 
 import dataclasses
 import difflib
@@ -11,31 +11,27 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention import MIXERS, mixer_options
-from flatten_jax.models.deit import DeiT
-from flatten_jax.models.pvt import PVT
+from flatten_jax.models.backbone import Backbone
+from flatten_jax.models.flops import multiply_adds
+from flatten_jax.models.registry import ALIASES, MODELS, PUBLISHED, Entry, Published
 
-_DEIT = {
-    "t": dict(embed_dim=192, num_heads=3),
-    "s": dict(embed_dim=384, num_heads=6),
-    "b": dict(embed_dim=768, num_heads=12),
-}
-_PVT = {
-    "t": dict(depths=(2, 2, 2, 2)),
-    "s": dict(depths=(3, 4, 6, 3)),
-    "m": dict(depths=(3, 4, 18, 3)),
-    "l": dict(depths=(3, 8, 27, 3)),
-}
-_MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
-    **{f"flatten_deit_{k}": (DeiT, dict(v, attn_type="L", class_token=False)) for k, v in _DEIT.items()},
-    **{f"deit_{k}": (DeiT, dict(v, attn_type="S", class_token=True)) for k, v in _DEIT.items()},
-    **{f"flatten_pvt_{k}": (PVT, dict(v, attn_type="LLLL")) for k, v in _PVT.items()},
-    **{f"pvt_{k}": (PVT, dict(v, attn_type="SSSS")) for k, v in _PVT.items()},
-}
+__all__ = [
+    "PUBLISHED",
+    "Backbone",
+    "Published",
+    "abstract_variables",
+    "create_model",
+    "dummy_images",
+    "list_models",
+    "model_options",
+    "multiply_adds",
+    "parameters_left_out",
+]
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of all models that match a shell pattern, sorted: list_models("flatten_pvt_*")."""
-    return sorted(fnmatch.filter(_MODELS, pattern))
+    return sorted(fnmatch.filter(MODELS, pattern))
 
 
 def model_options(name: str) -> dict[str, Any]:
@@ -43,49 +39,54 @@ def model_options(name: str) -> dict[str, Any]:
 
     Architecture (`depths`, `embed_dim`, ...), `attn_type`, and the options of every attention that could be chosen.
     """
-    cls, settings = _lookup(name)
-    fields = {f.name: f.default for f in dataclasses.fields(cls) if f.name not in ("attn_options", "parent", "name")}
+    entry = _lookup(name)
+    fields = {
+        f.name: f.default for f in dataclasses.fields(entry.family) if f.name not in ("attn_options", "parent", "name")
+    }
     attention = {k: v for letter in MIXERS for k, v in mixer_options(letter).items()}
-    return {**attention, **fields, **settings}
+    return {**attention, **fields, **entry.settings}
 
 
-def create_model(name: str, **options: Any) -> nn.Module:
+def create_model(name: str, **options: Any) -> Backbone:
     """A Linen module by name: `logits = model.apply(variables, images, train=False)`.
 
     Images are (B, height, width, 3), normalised; logits (B, num_classes), float32. Training needs the random stream
-    "dropout" when `drop_path` > 0. Parameters come from `model.init`, or from `flatten_jax.from_torch`.
+    "dropout" when `drop_path` > 0. Parameters come from `model.init`, or from `flatten_jax.from_torch`. What else a
+    model gives (features, maps of its levels) is said in `models.backbone.Backbone`.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or the release's name for it, such as "flatten_swin_tiny_patch4_224".
         **options: overrides of `model_options(name)`, among them
-            num_classes, drop_path, remat, and
-            image_size: int or (height, width), default 224.
+            num_classes (0: pooled features), drop_path, remat, features_only, out_indices, feature_norm, and
+            image_size: int or (height, width), default 224, or 384 where the name says so.
             dtype: of the computation, such as jnp.bfloat16 (default float32).
-            attn_type: letters of the attentions, "L" focused linear and "S" softmax; per stage in PVT ("LLSS").
+            attn_type: letters of the attentions, "L" focused linear and "S" softmax; one per stage ("LLSS").
+            window_size, softmax_window_size (Swin), la_split_size, split_size (CSwin), la_sr_ratios, sr_ratios (PVT).
             focusing_factor, kernel_size, use_dwc, use_positional_encoding: of focused linear attention.
 
     Raises:
-        ValueError: unknown name or option (the nearest is named), a size that patches do not divide.
+        ValueError: unknown name or option (the nearest is named), an option without effect, a size that does not fit.
     """
-    cls, settings = _lookup(name)
+    entry = _lookup(name)
     known = model_options(name)
     for option in options:
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}{_nearest(option, known)}")
-    fields = {f.name for f in dataclasses.fields(cls)}
-    settings = {**settings, **{k: _static(v) for k, v in options.items() if k in fields}}
-    attn_options = {k: v for k, v in options.items() if k not in fields}
-    applicable = {option for letter in set(settings["attn_type"]) for option in mixer_options(letter)}
-    for option in attn_options:
-        if option not in applicable:
-            raise ValueError(
-                f"{option!r} has no effect on {name} with attn_type={settings['attn_type']!r}: leave it out"
-            )
+    fields = {f.name for f in dataclasses.fields(entry.family)}
+    settings = {**entry.settings, **{k: _static(v) for k, v in options.items() if k in fields}}
     if isinstance(settings.get("image_size"), int):
         settings["image_size"] = (settings["image_size"],) * 2
     if settings.get("dtype") is not None:
         settings["dtype"] = jnp.dtype(settings["dtype"])
-    model = cls(**settings, attn_options=nn.FrozenDict(attn_options))
+    attn_options = {k: v for k, v in options.items() if k not in fields}
+    model = entry.family(**settings, attn_options=nn.FrozenDict(attn_options))
+
+    applicable = {option for letter in set("".join(model.block_letters())) for option in mixer_options(letter)}
+    idle = model.idle_options() | (set(attn_options) - applicable)
+    for option in options:
+        # A value that is the default anyway may be repeated, as configs do.
+        if option in idle and (option in attn_options or getattr(model, option) != known[option]):
+            raise ValueError(f"{option!r} has no effect on {name} with {_cause(model, option)}: leave it out")
     abstract_variables(model)  # a wrong size or pattern is refused here, with its own message, not in a training step
     return model
 
@@ -100,10 +101,35 @@ def abstract_variables(model: nn.Module) -> dict[str, Any]:
     return jax.eval_shape(model.init, jax.random.key(0), jax.eval_shape(lambda: dummy_images(model)))
 
 
-def _lookup(name: str) -> tuple[type[nn.Module], dict[str, Any]]:
-    if name not in _MODELS:
-        raise ValueError(f"unknown model {name!r}{_nearest(name, _MODELS)}")
-    return _MODELS[name]
+def parameters_left_out(model: Backbone) -> set[tuple[str, ...]]:
+    """Paths of the parameters that the model's classifier has and the model has not.
+
+    Empty for classifiers. Without a head (num_classes=0) and with features_only they are what a classification
+    checkpoint may hold in excess: head, final norm, levels beyond the last of `out_indices`. What a model has and its
+    classifier has not (`norm0`, ... of feature_norm) no such checkpoint holds.
+    """
+    classifier = model.clone(
+        num_classes=model.num_classes or 1000, features_only=False, out_indices=(), feature_norm=False
+    )
+    own, full = (_paths(abstract_variables(m)["params"]) for m in (model, classifier))
+    return full - own
+
+
+def _paths(params: Any) -> set[tuple[str, ...]]:
+    return {tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _cause(model: Backbone, option: str) -> str:
+    if option in ("out_indices", "feature_norm"):
+        return f"features_only={model.features_only}"
+    return f"attn_type={model.attn_type!r}"
+
+
+def _lookup(name: str) -> Entry:
+    name = ALIASES.get(name, name)
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}{_nearest(name, MODELS)}")
+    return MODELS[name]
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

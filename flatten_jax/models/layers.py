@@ -1,13 +1,13 @@
-"""What the backbones share: patch embedding, MLP, LayerNorm and the transformer block."""
+"""What the backbones share: patch embedding, MLP, LayerNorm, the transformer block, and patterns over their depth."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.initializers import linear_kernel, torch_conv_bias, torch_conv_kernel
+from flatten_jax.initializers import TORCH_CONV, ConvInit, conv, linear_kernel
 
 Grid = tuple[int, int]
 
@@ -25,57 +25,82 @@ def patch_grid(image_size: tuple[int, int], patch_size: int) -> Grid:
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to tokens: a strided convolution `proj`, then (PVT) a LayerNorm `norm`."""
+    """A strided convolution, `proj` or another name, then a LayerNorm `norm` (not in DeiT).
+
+    Attributes:
+        embed_dim: channels out.
+        patch_size: side of the convolution's kernel.
+        stride: its stride; 0 means `patch_size`, patches that do not overlap.
+        padding: zeros on every side of the image.
+        norm: whether a LayerNorm follows.
+        conv_name: CSwin calls it `conv` between its stages.
+    """
 
     embed_dim: int
     patch_size: int
-    norm: bool = False
-    dtype: jnp.dtype | None = None
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """images: (B, height, width, C_in) -> (B, N, embed_dim), row-major."""
-        x = nn.Conv(
-            self.embed_dim,
-            (self.patch_size, self.patch_size),
-            strides=self.patch_size,
-            padding="VALID",
-            dtype=self.dtype,
-            kernel_init=torch_conv_kernel,
-            bias_init=torch_conv_bias(self.patch_size**2 * images.shape[-1]),
-            name="proj",
-        )(images)
-        x = x.reshape(x.shape[0], -1, self.embed_dim)
-        return LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x) if self.norm else x
-
-
-class Mlp(nn.Module):
-    """fc2(gelu(fc1(x))) with the exact (erf) GELU."""
-
-    hidden_dim: int
+    stride: int = 0
+    padding: int = 0
+    norm: bool = True
+    conv_name: str = "proj"
+    conv_init: ConvInit = TORCH_CONV
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        """x: (B, height, width, C_in) -> (B, rows, columns, embed_dim)."""
+        x = conv(
+            self.embed_dim,
+            x.shape[-1],
+            self.patch_size,
+            self.stride or self.patch_size,
+            padding=self.padding,
+            init=self.conv_init,
+            dtype=self.dtype,
+            name=self.conv_name,
+        )(x)
+        return LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x) if self.norm else x
+
+
+class Mlp(nn.Module):
+    """fc2(gelu(fc1(x))) with the exact (erf) GELU.
+
+    Attributes:
+        hidden_dim: width between the layers.
+        local: makes a module that is called with (hidden (B, N, hidden_dim), grid) before the GELU, or None.
+    """
+
+    hidden_dim: int
+    local: Callable[..., nn.Module] | None = None
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, grid: Grid) -> jax.Array:
+        """x: (B, N, C), tokens row-major on `grid` -> (B, N, C)."""
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=linear_kernel)
-        hidden = nn.gelu(dense(self.hidden_dim, name="fc1")(x), approximate=False)
-        return dense(x.shape[-1], name="fc2")(hidden)
+        hidden = dense(self.hidden_dim, name="fc1")(x)
+        if self.local is not None:
+            hidden = self.local(dtype=self.dtype, name="dwconv")(hidden, grid)
+        return dense(x.shape[-1], name="fc2")(nn.gelu(hidden, approximate=False))
 
 
 class Block(nn.Module):
     """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x)), each with drop-path.
 
     Attributes:
-        attention: makes the attention module when called with name=...; that is called with (x, grid).
+        attention: makes the attention module, which is called with (x, grid).
         mlp_ratio: hidden width of the MLP over C.
         drop_path: probability with which the residual of an example is dropped (stochastic depth).
         epsilon: of the two LayerNorms.
+        own_scope: whether the attention's parameters are under `attn`; else they are the block's own (CSwin).
+        mlp_local: `local` of the MLP (PVTv2).
     """
 
     attention: Callable[..., nn.Module]
     mlp_ratio: float = 4.0
     drop_path: float = 0.0
     epsilon: float = 1e-6
+    own_scope: bool = True
+    mlp_local: Callable[..., nn.Module] | None = None
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -84,9 +109,12 @@ class Block(nn.Module):
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         # One draw for each example, shared by its tokens and channels.
         drop_path = partial(nn.Dropout, self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
-        x = x + drop_path()(self.attention(name="attn")(norm(name="norm1")(x), grid))
-        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, name="mlp")
-        return x + drop_path()(mlp(norm(name="norm2")(x)))
+        attention = self.attention(name="attn")
+        if not self.own_scope:
+            nn.share_scope(self, attention)
+        x = x + drop_path()(attention(norm(name="norm1")(x), grid))
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.mlp_local, dtype=self.dtype, name="mlp")
+        return x + drop_path()(mlp(norm(name="norm2")(x), grid))
 
 
 def block_class(remat: bool) -> type[Block]:
@@ -94,10 +122,32 @@ def block_class(remat: bool) -> type[Block]:
     return nn.remat(Block, static_argnums=(2, 3)) if remat else Block
 
 
-def drop_path_rates(drop_path: float, depth: int) -> list[float]:
-    """Rates of `depth` blocks, growing linearly from 0 to `drop_path`."""
-    return [drop_path * i / max(1, depth - 1) for i in range(depth)]
+def on_grid(block: Callable[..., jax.Array], x: jax.Array, train: bool) -> jax.Array:
+    """A block, which works on tokens, applied to a map (B, height, width, C)."""
+    batch, height, width, channels = x.shape
+    return block(x.reshape(batch, height * width, channels), (height, width), train).reshape(x.shape)
 
 
-def classifier(num_classes: int, dtype: jnp.dtype | None) -> nn.Dense:
-    return nn.Dense(num_classes, dtype=dtype, kernel_init=linear_kernel, name="head")
+def drop_path_rates(drop_path: float, depths: Sequence[int]) -> list[list[float]]:
+    """Rates of the blocks of each stage, growing linearly over all of them from 0 to `drop_path`."""
+    rates = [drop_path * i / max(1, sum(depths) - 1) for i in range(sum(depths))]
+    return [rates[sum(depths[:i]) : sum(depths[: i + 1])] for i in range(len(depths))]
+
+
+def stage_letters(attn_type: str, depths: Sequence[int]) -> list[str]:
+    """The letter of every block, stage by stage: "LLSS" with depths 2, 2, 6, 2 -> ["LL", "LL", "SSSSSS", "SS"].
+
+    A stage marked M has linear blocks first and softmax blocks after them, as many linear ones as the number at the
+    end says: "LLMS4" -> ["LL", "LL", "LLLLSS", "SS"].
+    """
+    letters, count = attn_type[: len(depths)], attn_type[len(depths) :]
+    if len(letters) < len(depths) or ("M" in letters) != count.isdecimal() or (count and not count.isdecimal()):
+        raise ValueError(
+            f"{attn_type=} needs {len(depths)} letters, one for each stage, and only after an M among them "
+            'the number of its linear blocks, as in "LLMS4"'
+        )
+    linear = int(count or 0)
+    return [
+        letter * depth if letter != "M" else ("L" * linear)[:depth] + "S" * (depth - linear)
+        for letter, depth in zip(letters, depths, strict=True)
+    ]

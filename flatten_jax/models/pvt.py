@@ -1,82 +1,110 @@
 """Pyramid Vision Transformer as in the FLatten release: mean pooling, a letter of attention per stage."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
-from flatten_jax.attention import ReducedAttention
-from flatten_jax.initializers import position_embedding
-from flatten_jax.models.layers import LayerNorm, PatchEmbed, block_class, classifier, drop_path_rates, patch_grid
+from flatten_jax.attention import ReducedAttention, takes_bias
+from flatten_jax.initializers import TORCH_CONV, ConvInit, position_embedding
+from flatten_jax.models.backbone import Backbone
+from flatten_jax.models.layers import (
+    LayerNorm,
+    PatchEmbed,
+    block_class,
+    drop_path_rates,
+    on_grid,
+    patch_grid,
+    stage_letters,
+)
 
 
-class PVT(nn.Module):
-    """PVT (Wang et al., 2021) in the release's form.
+class PVT(Backbone):
+    """PVT (Wang et al., 2021) in the release's form. The four `pos_embed` are decayed, as there.
 
-    Attributes:
-        num_classes: width of the logits.
+    Attributes: those of `Backbone`, and
         image_size: (height, width), each a multiple of 32.
+        attn_type: one letter per stage.
         embed_dims, depths, num_heads, mlp_ratios: the architecture, one entry per stage.
-        attn_type: one letter of `attention.MIXERS` per stage.
         sr_ratios: spatial reduction of keys and values in softmax stages.
         la_sr_ratios: the same in linear stages, a digit per stage (the release's PVT_LA_SR_RATIOS).
-        attn_options: further attributes of the mixers, such as {"focusing_factor": 3}.
-        drop_path: stochastic-depth rate of the last block; it grows linearly from 0.
-        dtype: of the computation (None: float32). Parameters are float32, logits too.
-        remat: compute blocks again in the backward pass instead of keeping their intermediates.
     """
 
-    no_weight_decay: ClassVar[tuple[str, ...]] = ()  # pos_embed1..4 are decayed in the release
-
-    num_classes: int = 1000
-    image_size: tuple[int, int] = (224, 224)
+    attn_type: str = "LLLL"
     embed_dims: tuple[int, ...] = (64, 128, 320, 512)
     depths: tuple[int, ...] = (2, 2, 2, 2)
     num_heads: tuple[int, ...] = (1, 2, 5, 8)
     mlp_ratios: tuple[float, ...] = (8, 8, 4, 4)
-    attn_type: str = "LLLL"
     sr_ratios: tuple[int, ...] = (8, 4, 2, 1)
     la_sr_ratios: str = "1111"
-    attn_options: Mapping[str, Any] = nn.FrozenDict()
-    drop_path: float = 0.0
-    dtype: jnp.dtype | None = None
-    remat: bool = False
 
-    @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """images: (B, height, width, 3), normalised -> logits (B, num_classes), float32."""
-        stages = len(self.depths)
-        patch_grid(self.image_size, 4 * 2 ** (stages - 1))  # said once for the whole image, not stage by stage
-        if not len(self.attn_type) == len(self.la_sr_ratios) == stages:
-            raise ValueError(
-                f"attn_type={self.attn_type!r} and la_sr_ratios={self.la_sr_ratios!r} need {stages} letters and digits"
-            )
-        rates = drop_path_rates(self.drop_path, sum(self.depths))
-        x, grid = images, self.image_size
-        for i in range(stages):
-            patch_size = 4 if i == 0 else 2
-            grid = patch_grid(grid, patch_size)
-            x = PatchEmbed(self.embed_dims[i], patch_size, norm=True, dtype=self.dtype, name=f"patch_embed{i + 1}")(x)
-            pos_embed = self.param(f"pos_embed{i + 1}", position_embedding, (1, x.shape[1], self.embed_dims[i]))
-            x = x + pos_embed.astype(x.dtype)
+    def level_info(self) -> list[dict[str, Any]]:
+        return [
+            {"num_chs": channels, "reduction": 4 * 2**i, "module": f"block{i + 1}"}
+            for i, channels in enumerate(self.embed_dims)
+        ]
+
+    def block_letters(self) -> list[str]:
+        return stage_letters(self.attn_type, self.depths)
+
+    def idle_options(self) -> set[str]:
+        biased = {takes_bias(letter) for letter in set("".join(self.block_letters()))}
+        return (
+            super().idle_options()
+            | ({"la_sr_ratios"} if False not in biased else set())
+            | ({"sr_ratios"} if True not in biased else set())
+        )
+
+    def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
+        patch_grid(self.image_size, 4 * 2 ** (len(self.depths) - 1))  # said once for the image, not stage by stage
+        x, levels = images, []
+        for i in range(count):
+            embed = PatchEmbed(self.embed_dims[i], 4 if i == 0 else 2, dtype=self.dtype, name=f"patch_embed{i + 1}")
+            x = embed(x)
+            pos_embed = self.param(f"pos_embed{i + 1}", position_embedding, (1, x.shape[1] * x.shape[2], x.shape[3]))
+            x = x + pos_embed.astype(x.dtype).reshape(1, *x.shape[1:])
+            x = self.stage(x, i, train)
+            levels.append(x)
+        return levels
+
+    def stage(
+        self,
+        x: jax.Array,
+        i: int,
+        train: bool,
+        conv_init: ConvInit = TORCH_CONV,
+        mlp_local: Callable[..., nn.Module] | None = None,
+    ) -> jax.Array:
+        """The blocks of stage i on a map (B, height, width, C)."""
+        if len(self.la_sr_ratios) != len(self.depths) or not self.la_sr_ratios.isdecimal() or "0" in self.la_sr_ratios:
+            raise ValueError(f"la_sr_ratios={self.la_sr_ratios!r} needs a digit above 0 for each stage, as in '1111'")
+        letters, rates = self.block_letters()[i], drop_path_rates(self.drop_path, self.depths)[i]
+        for j, (letter, rate) in enumerate(zip(letters, rates, strict=True)):
             attention = partial(
                 ReducedAttention,
                 self.num_heads[i],
-                attn_type=self.attn_type[i],
-                sr_ratio=self.sr_ratios[i] if self.attn_type[i] == "S" else int(self.la_sr_ratios[i]),
+                attn_type=letter,
+                sr_ratio=self.sr_ratios[i] if takes_bias(letter) else int(self.la_sr_ratios[i]),
                 options=self.attn_options,
                 dtype=self.dtype,
+                conv_init=conv_init,
             )
-            for j in range(self.depths[i]):
-                rate = rates[sum(self.depths[:i]) + j]
-                name = f"block{i + 1}_{j}"
-                block = block_class(self.remat)(attention, self.mlp_ratios[i], rate, dtype=self.dtype, name=name)
-                x = block(x, grid, train)
-            if i < stages - 1:
-                x = x.reshape(x.shape[0], *grid, -1)
-        # The release makes this norm and never applies it; its weights are there to be loaded and handed back.
-        LayerNorm(epsilon=1e-6, name="norm")(jnp.zeros((1, self.embed_dims[-1])))
-        return classifier(self.num_classes, self.dtype)(x.mean(axis=1)).astype(jnp.float32)
+            block = block_class(self.remat)(
+                attention,
+                self.mlp_ratios[i],
+                rate,
+                self.epsilon,
+                mlp_local=mlp_local,
+                dtype=self.dtype,
+                name=f"block{i + 1}_{j}",
+            )
+            x = on_grid(block, x, train)
+        return x
+
+    def final_norm(self, x: jax.Array) -> jax.Array:
+        """None: the release makes this norm and never applies it; its weights are there to be loaded and handed on."""
+        LayerNorm(epsilon=self.epsilon, name="norm")(jnp.zeros((1, self.embed_dims[-1])))
+        return x

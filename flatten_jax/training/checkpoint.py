@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import checkpoint_managers as policies
 
 from flatten_jax.training.step import TrainState
-from flatten_jax.weights.match import check_entries
+from flatten_jax.weights.load import load_with_report
 
 
 class Checkpoints:
@@ -68,15 +68,12 @@ class Checkpoints:
         """The state at `step`, laid out as `target` (abstract arrays with shardings, see `abstract_state`)."""
         return self._restore(step, state=ocp.args.StandardRestore(target))["state"]
 
-    def restore_weights(self, step: int) -> dict[str, Any]:
-        """The weights of a step as NumPy arrays: the moving average where the run kept one, else the parameters."""
-        tree = self._restore(step, state=ocp.args.StandardRestore(self._host_target(step)))["state"]
-        return tree["ema"] if tree.get("ema") else tree["params"]
-
-    def _host_target(self, step: int) -> Any:
-        """What the step holds, as NumPy targets: restoring needs no device of those that saved it."""
+    def restore_weights(self, step: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """(parameters, their moving average or None) as NumPy arrays, whatever model and optimizer the run had."""
         metadata = self._manager.item_metadata(step)["state"]
-        return jax.tree.map(lambda m: np.empty(m.shape, m.dtype), getattr(metadata, "tree", metadata))
+        target = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), getattr(metadata, "tree", metadata))
+        tree = self._restore(step, state=ocp.args.StandardRestore(target))["state"]
+        return tree["params"], tree.get("ema")
 
     def _restore(self, step: int, **items: Any) -> Any:
         if step not in self.steps():
@@ -104,25 +101,33 @@ def find(path: str | Path) -> tuple[Path, int]:
     raise FileNotFoundError(f"no checkpoint in {path}: give a run's folder or one of its checkpoints/<step>")
 
 
-def load_weights(path: str | Path, params: Any, *, new_head: bool = False) -> tuple[Any, str]:
-    """Weights of a checkpoint for fine-tuning, matched strictly against `params`, and a line on what was loaded.
+def save_weights(folder: str | Path, params: dict[str, Any]) -> None:
+    """Weights alone, from a converted file say, as a checkpoint of step 0 that can be evaluated and fine-tuned from."""
+    checkpoints = Checkpoints(Path(folder) / "checkpoints")
+    checkpoints.save(TrainState(np.int32(0), params, None, None), {"step": 0}, None)
+    checkpoints.wait()
+    checkpoints.close()
+
+
+def load_weights(path: str | Path, model: nn.Module, *, new_head: bool = False) -> tuple[dict[str, Any], str]:
+    """Weights for evaluation or fine-tuning, matched strictly against `model`, and a report of what was loaded.
 
     Args:
-        path: as `find` takes it.
-        params: tree of arrays (or shapes) that the model wants.
-        new_head: leave the classifier `head` as it is in `params` (freshly initialised) instead of loading it.
+        path: a run's folder, one of its checkpoints (as `find` takes it: its moving average, where it has one), or a
+            file that `flatten_jax.load_weights` takes.
+        new_head: make the classifier new, for another number of classes, instead of loading it.
 
     Raises:
-        ValueError: lists missing, unexpected and misshapen entries together.
+        FileNotFoundError, ValueError: nothing there, or lists missing, unexpected and misshapen entries together.
     """
-    folder, step = find(path)
-    given = flatten_dict(Checkpoints(folder, read_only=True).restore_weights(step), sep="/")
-    wanted = flatten_dict(params, sep="/")
-    kept = {k for k in wanted if new_head and k.startswith("head/")}
-    hint = "" if new_head else "\n  another number of classes? --config.init_new_head=True makes a new head"
-    shapes = ({k: v.shape for k, v in tree.items()} for tree in (given, wanted))
-    check_entries(f"{path} does not fit the model", *shapes, remade=kept, hint=hint)
-    said = f"loaded {len(wanted) - len(kept)} of {len(wanted)} arrays from {folder / str(step)}"
-    if kept:
-        said += f"; made new: {', '.join(sorted(kept))}"
-    return unflatten_dict({k: wanted[k] if k in kept else given[k] for k in wanted}, sep="/"), said
+    source: Any = Path(path)
+    if source.is_dir():
+        folder, step = find(path)
+        params, ema = Checkpoints(folder, read_only=True).restore_weights(step)
+        source = {"params": params if ema is None else ema}
+        path = folder / str(step)
+    try:
+        variables, report = load_with_report(source, model, new_head=new_head)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return variables["params"], f"weights of {path}: {report}"

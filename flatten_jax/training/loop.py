@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import ml_collections
 
-from flatten_jax.training.checkpoint import Checkpoints, find, load_weights
+from flatten_jax.training.checkpoint import Checkpoints, load_weights
 from flatten_jax.training.evaluate import evaluate, make_eval_step
 from flatten_jax.training.metrics import MetricsWriter, Progress
 from flatten_jax.training.setup import Run
-from flatten_jax.training.sharding import to_host
+from flatten_jax.training.sharding import replicated, to_host
 from flatten_jax.training.step import TrainState, abstract_state, init_state, make_train_step
 
 
@@ -31,7 +31,7 @@ def train(run: Run, workdir: str) -> None:
     checkpoints = Checkpoints(folder / "checkpoints", keep=run.config.checkpoint.keep)
     done = max(checkpoints.steps(), default=0)
     if done >= run.total_steps:
-        print(f"{folder} holds a finished run of {done} steps.\n{_results(run, checkpoints, folder)}")
+        print(f"{folder} holds a finished run of {done} steps.\n{_results(checkpoints, folder)}")
         return
 
     state, said = _start(run, checkpoints)
@@ -72,17 +72,16 @@ def train(run: Run, workdir: str) -> None:
         writer.close()
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     print(f"finished {run.total_steps} steps ({run.total_steps - start} of them now, in {minutes} min {seconds} s).")
-    print(_results(run, checkpoints, folder))
+    print(_results(checkpoints, folder))
     checkpoints.close()
 
 
 def evaluate_checkpoint(run: Run, path: str) -> dict[str, float]:
-    """Evaluate the newest checkpoint of a run's folder, or the one whose folder is given, and print the result."""
-    folder, step = find(path)
-    target = abstract_state(run.model, run.optimizer, run.config.seed, run.config.train.ema_decay > 0, run.mesh)
-    state = Checkpoints(folder, read_only=True).restore(step, target)
-    result = _evaluate(run, make_eval_step(run.model, run.mesh), state.params, state.ema)
-    print(f"{folder / str(step)}: {_say(result)}")
+    """Evaluate weights, given as `load_weights` takes them, and print the result; of a run, its moving average."""
+    params, said = load_weights(path, run.model)
+    params = jax.device_put(params, replicated(run.mesh))
+    result = _evaluate(run, make_eval_step(run.model, run.mesh), params, None)
+    print(f"{said}\n{path}: {_say(result)}")
     return result
 
 
@@ -160,8 +159,7 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, str]:
             )
         return checkpoints.restore(step, target), f"resuming at step {step} of {checkpoints.folder}"
     if config.init_from:
-        fresh = init_state(run.model, run.optimizer, config.seed, False, run.mesh).params
-        params, said = load_weights(config.init_from, fresh, new_head=config.init_new_head)
+        params, said = load_weights(config.init_from, run.model, new_head=config.init_new_head)
         return init_state(run.model, run.optimizer, config.seed, ema, run.mesh, params), f"fine-tuning: {said}"
     return init_state(run.model, run.optimizer, config.seed, ema, run.mesh), f"starting from seed {config.seed}"
 
@@ -231,13 +229,7 @@ def _describe(run: Run, state: TrainState, said: str) -> None:
     )
 
 
-def _results(run: Run, checkpoints: Checkpoints, folder: Path) -> str:
+def _results(checkpoints: Checkpoints, folder: Path) -> str:
     best = checkpoints.best()
-    lines = [f"best: step {best[0]}, {_say(best[1])}"] if best else []
-    lines += [
-        f"checkpoints and metrics are in {folder}. Next:",
-        f"  evaluate:   python main.py --config CONFIG --workdir {folder} --mode=eval",
-        f"  fine-tune:  python main.py --config CONFIG --workdir runs/other --config.init_from={folder}",
-        f"  curves:     tensorboard --logdir {folder / 'tensorboard'}",
-    ]
-    return "\n".join(lines)
+    said = f"best: step {best[0]}, {_say(best[1])}\n" if best else ""
+    return f"{said}checkpoints {checkpoints.steps()}, metrics and config are in {folder}"

@@ -62,7 +62,7 @@ class Run:
     def eval_batches(self) -> Iterator[dict[str, jax.Array]]:
         """The evaluation set once, on the devices."""
         config, size = self.config, self.model.image_size
-        resize = tuple(math.floor(side * config.eval.resize_ratio) for side in size)
+        resize = tuple(math.floor(side * config.eval.resize_ratio + 1e-6) for side in size)
         batches = pipeline.eval_batches(
             self.eval_source,
             augment.EvalTransform(resize, size),

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatten_jax.training.checkpoint import Checkpoints, find, load_weights
+from flatten_jax.models import create_model, dummy_images
+from flatten_jax.training.checkpoint import Checkpoints, find, load_weights, save_weights
 from flatten_jax.training.step import TrainState
 
 POSITION = {"step": 1, "epoch": 0}
@@ -63,35 +64,48 @@ def test_no_checkpoint_is_a_clear_error(tmp_path):
         find(tmp_path)
 
 
-def test_weights_for_fine_tuning_are_the_moving_average(tmp_path):
-    save(tmp_path, {2: None}).close()
-    weights, said = load_weights(tmp_path, state_at(0).params)
-    jax.tree.map(np.testing.assert_array_equal, weights, state_at(2).ema)
-    assert "loaded 2 of 2 arrays" in said
-    assert f"{tmp_path}/2" in said
+@pytest.fixture
+def model():
+    return create_model("flatten_deit_t", embed_dim=8, depth=1, num_heads=2, image_size=32, num_classes=4)
 
 
-def test_weights_that_do_not_fit_are_listed_together(tmp_path):
-    save(tmp_path, {2: None}).close()
-    wanted = {"body": {"kernel": jnp.zeros((2, 4))}, "extra": jnp.zeros(1), "head": {"bias": jnp.zeros(4)}}
-    wanted["head"]["kernel"] = wanted["head"].pop("bias")
-    with pytest.raises(ValueError) as error:
-        load_weights(tmp_path, wanted)
-    for part in (
-        "missing (2): extra, head/kernel",
-        "unexpected (1): head/bias",
-        "body/kernel: (2, 3) given, (2, 4) expected",
-    ):
-        assert part in str(error.value)
+def save_run(folder, model, *, ema):
+    """A run of `model` at step 2; its moving average is its parameters plus one half."""
+    params = model.init(jax.random.key(0), dummy_images(model))["params"]
+    average = jax.tree.map(lambda x: x + 0.5, params) if ema else None
+    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints.save(TrainState(jnp.int32(2), params, {"mu": params}, average), POSITION, None)
+    checkpoints.close()
+    return params, average
 
 
-def test_new_head_only_when_asked(tmp_path):
-    save(tmp_path, {2: None}).close()
-    params = state_at(0).params
-    params["head"]["bias"] = jnp.full(9, 3.0)
-    with pytest.raises(ValueError, match="init_new_head"):
-        load_weights(tmp_path, params)
-    weights, said = load_weights(tmp_path, params, new_head=True)
-    np.testing.assert_array_equal(weights["head"]["bias"], params["head"]["bias"])
-    np.testing.assert_array_equal(weights["body"]["kernel"], state_at(2).ema["body"]["kernel"])
-    assert "made new: head/bias" in said
+@pytest.mark.parametrize("ema", [True, False])
+def test_weights_of_a_run_are_its_moving_average_if_it_has_one(tmp_path, model, ema):
+    params, average = save_run(tmp_path, model, ema=ema)
+    weights, said = load_weights(tmp_path, model)
+    jax.tree.map(np.testing.assert_array_equal, weights, average if ema else params)
+    assert f"{tmp_path}/checkpoints/2" in said
+    assert f"matched {len(jax.tree.leaves(params))}" in said
+
+
+def test_weights_of_another_model_are_refused_with_the_place_they_came_from(tmp_path, model):
+    save_run(tmp_path, model, ema=False)
+    with pytest.raises(ValueError, match=rf"(?s){tmp_path}/checkpoints/2.*missing.*blocks_1/norm1/scale"):
+        load_weights(tmp_path, model.clone(depth=2))
+
+
+def test_new_head_only_when_asked(tmp_path, model):
+    params, _ = save_run(tmp_path, model, ema=False)
+    other = model.clone(num_classes=9)
+    with pytest.raises(ValueError, match=r"head/bias: \(4,\) given, \(9,\) expected.*"):
+        load_weights(tmp_path, other)
+    weights, said = load_weights(tmp_path, other, new_head=True)
+    assert weights["head"]["kernel"].shape == (8, 9)
+    jax.tree.map(np.testing.assert_array_equal, weights["blocks_0"], params["blocks_0"])
+    assert "made new 2: " in said
+
+
+def test_saved_weights_alone_can_be_loaded(tmp_path, model):
+    params = model.init(jax.random.key(0), dummy_images(model))["params"]
+    save_weights(tmp_path, params)
+    jax.tree.map(np.testing.assert_array_equal, load_weights(tmp_path, model)[0], params)

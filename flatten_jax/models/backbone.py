@@ -1,0 +1,128 @@
+"""The surface that all backbones have: logits, features, maps of every level, and what to call them."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flatten_jax.initializers import linear_kernel
+from flatten_jax.models.layers import LayerNorm
+
+
+class Backbone(nn.Module):
+    """Base of the models; a family says what its levels compute.
+
+    `model.apply(variables, images, train=False)` gives
+        logits (B, num_classes), float32; or
+        with num_classes=0: the pooled features (B, C), float32; there is no head, `head` has no parameters; or
+        with features_only=True: a list of maps (B, height, width, C), one for each of `out_indices`, before the final
+        norm and the head, which have no parameters, nor have the levels after the last one asked for.
+    `model.apply(variables, images, method="forward_features")` gives what is pooled, after the final norm: a map
+        (B, height, width, C); in DeiT tokens (B, N, C), the class token first where there is one.
+
+    Attributes:
+        num_classes: width of the logits.
+        image_size: (height, width). Position encodings and windows are made for it.
+        attn_type: letters of `attention.MIXERS`.
+        attn_options: further attributes of the mixers, such as {"focusing_factor": 3}.
+        drop_path: stochastic-depth rate of the last block; it grows linearly from 0.
+        dtype: of the computation (None: float32). Parameters are float32, logits too.
+        remat: compute blocks again in the backward pass instead of keeping their intermediates.
+        features_only: be a backbone of dense prediction.
+        out_indices: levels wanted of features_only, negative ones from the end; () means the family's choice.
+        feature_norm: a new LayerNorm `norm{level}` on each map of features_only, as in Swin's detection code.
+    """
+
+    no_weight_decay: ClassVar[tuple[str, ...]] = ()
+    epsilon: ClassVar[float] = 1e-6  # of the LayerNorms in blocks and after them
+
+    num_classes: int = 1000
+    image_size: tuple[int, int] = (224, 224)
+    attn_type: str = "L"
+    attn_options: Mapping[str, Any] = nn.FrozenDict()
+    drop_path: float = 0.0
+    dtype: jnp.dtype | None = None
+    remat: bool = False
+    features_only: bool = False
+    out_indices: tuple[int, ...] = ()
+    feature_norm: bool = False
+
+    # What a family says.
+
+    def level_info(self) -> list[dict[str, Any]]:
+        """{"num_chs", "reduction", "module"} of each level."""
+        raise NotImplementedError
+
+    def block_letters(self) -> list[str]:
+        """The letters of the blocks of each stage."""
+        raise NotImplementedError
+
+    def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
+        """What the first `count` levels give, none of the later ones being computed."""
+        raise NotImplementedError
+
+    def final_norm(self, x: jax.Array) -> jax.Array:
+        return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        return x.mean(axis=(1, 2))
+
+    def as_map(self, x: jax.Array) -> jax.Array:
+        """A level as (B, height, width, C)."""
+        return x
+
+    def idle_options(self) -> set[str]:
+        """Attributes that have no effect with the others as they are."""
+        return set() if self.features_only else {"out_indices", "feature_norm"}
+
+    def default_indices(self) -> tuple[int, ...]:
+        return tuple(range(len(self.level_info())))
+
+    # What follows from it.
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Of each map of features_only: num_chs, reduction (its stride), module (the release's name), index."""
+        info = self.level_info()
+        return [{**info[i], "index": i} for i in self._indices()]
+
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array | list[jax.Array]:
+        """images: (B, height, width, 3), normalised -> logits, pooled features, or a list of maps: see the class."""
+        return self._forward(images, train, "maps" if self.features_only else "logits")
+
+    def forward_features(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """images: (B, height, width, 3), normalised -> the features before pooling: see the class."""
+        if self.features_only:
+            raise ValueError("features_only=True has no final norm: call the model itself, or make it without")
+        return self._forward(images, train, "features")
+
+    @nn.compact
+    def _forward(self, images: jax.Array, train: bool, output: str) -> jax.Array | list[jax.Array]:
+        if images.shape[1:3] != self.image_size:
+            raise ValueError(
+                f"images of {images.shape[1:3]} were given to a model of image_size={self.image_size}: resize them, or "
+                "make the model for them (create_model(..., image_size=...)) and load its weights again"
+            )
+        indices = self._indices()
+        levels = self.levels(images, train, max(indices) + 1 if output == "maps" else len(self.level_info()))
+        if output == "maps":
+            maps = [self.as_map(levels[i]) for i in indices]
+            if self.feature_norm:
+                norms = [LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=f"norm{i}") for i in indices]
+                maps = [norm(x) for norm, x in zip(norms, maps, strict=True)]
+            return maps
+        x = self.final_norm(levels[-1])
+        if output == "features":
+            return x
+        x = self.pool(x)
+        if self.num_classes:
+            x = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=linear_kernel, name="head")(x)
+        return x.astype(jnp.float32)
+
+    def _indices(self) -> tuple[int, ...]:
+        count = len(self.level_info())
+        if any(not -count <= i < count for i in self.out_indices):
+            raise ValueError(f"out_indices={self.out_indices} must be within the {count} levels of this model")
+        return tuple(i % count for i in self.out_indices) or self.default_indices()

@@ -1,0 +1,58 @@
+"""PVTv2 as in the FLatten release: overlapping patches, a convolution in the MLP, a norm after every stage."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flatten_jax.attention import DepthwiseConv
+from flatten_jax.initializers import FAN_OUT_CONV
+from flatten_jax.models.layers import Grid, LayerNorm, PatchEmbed
+from flatten_jax.models.pvt import PVT
+
+
+class PVTv2(PVT):
+    """PVTv2 (Wang et al., 2022). Attributes: those of `PVT`; any image_size, the convolutions pad.
+
+    The maps of features_only are those after the norm of their stage, so there is no further `feature_norm`.
+    """
+
+    def level_info(self) -> list[dict[str, Any]]:
+        return [{**info, "module": f"norm{i + 1}"} for i, info in enumerate(super().level_info())]
+
+    def idle_options(self) -> set[str]:
+        return super().idle_options() | {"feature_norm"}
+
+    def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
+        x, levels = images, []
+        for i in range(count):
+            size, stride = (7, 4) if i == 0 else (3, 2)
+            x = PatchEmbed(
+                self.embed_dims[i],
+                size,
+                stride,
+                padding=size // 2,
+                conv_init=FAN_OUT_CONV,
+                dtype=self.dtype,
+                name=f"patch_embed{i + 1}",
+            )(x)
+            x = self.stage(x, i, train, FAN_OUT_CONV, _DWConv)
+            x = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=f"norm{i + 1}")(x)
+            levels.append(x)
+        return levels
+
+    def final_norm(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+class _DWConv(nn.Module):
+    """A 3 x 3 depthwise convolution of tokens; the release's names are `mlp.dwconv.dwconv`."""
+
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, grid: Grid) -> jax.Array:
+        """x: (B, N, C), tokens row-major on `grid` -> (B, N, C)."""
+        convolution = DepthwiseConv(x.shape[2], 3, self.dtype, FAN_OUT_CONV, name="dwconv")
+        return convolution(x.reshape(x.shape[0], *grid, x.shape[2])).reshape(x.shape)

@@ -1,0 +1,167 @@
+"""The public form of weights, safetensors with the config in the metadata; converting to it, exporting to PyTorch."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+from flatten_jax._version import __version__
+from flatten_jax.models import create_model, model_options
+from flatten_jax.models.registry import ALIASES
+from flatten_jax.weights.convert import to_torch
+from flatten_jax.weights.guess import guess_model
+from flatten_jax.weights.load import FORMAT, Report, focusing_factor, load_with_report, read_weights, saved_model
+
+LICENCE_NOTE = "weights of the FLatten release carry no licence; check before redistribution"
+_OF_TRAINING = ("dtype", "drop_path", "remat")  # options that do not belong to the weights
+
+
+def save_weights(
+    target: str | os.PathLike,
+    variables: Mapping[str, Any],
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Variables as safetensors: Flax names joined by "/", and in the metadata how to make the model again.
+
+    Args:
+        target: ends in .safetensors.
+        name, options: as given to `create_model`.
+        metadata: further entries, such as where the weights come from.
+        overwrite: replace an existing file; otherwise that is a ValueError.
+    """
+    model = create_model(name, **(options or {}))
+    name = ALIASES.get(name, name)
+    kept = {k: v for k, v in (options or {}).items() if k not in _OF_TRAINING}
+    kept |= {"image_size": model.image_size, "num_classes": model.num_classes}
+    arrays = {"/".join(p): np.ascontiguousarray(x) for p, x in flatten_dict(dict(variables["params"])).items()}
+    described = {"format": FORMAT, "flatten_jax": __version__, "model": name, "options": json.dumps(kept)}
+    _write(target, arrays, {**described, **(metadata or {})}, overwrite)
+
+
+def convert_file(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    model: str | None = None,
+    *,
+    ema: bool = False,
+    new_head: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> Report:
+    """Weights of PyTorch (or of this library) as safetensors of this library.
+
+    Args:
+        source: as `load_weights` takes it.
+        target: ends in .safetensors; its metadata name the model and its options, the source and its SHA-256.
+        model: a name of `list_models()`; None reads it off the metadata, or guesses it from the shapes.
+        ema, new_head: see `load_weights`.
+        overwrite: replace an existing target.
+        **options: of `create_model`, such as image_size and num_classes, where they differ from the model's.
+
+    Returns:
+        What became of each entry; str() of it is the report.
+    """
+    _check_target(target, overwrite)
+    name, built, found = _model_of(source, model, ema, options)
+    variables, report = load_with_report(source, built, ema=ema, new_head=new_head)
+    origin = {"source": Path(source).name, "source_sha256": sha256(source), "licence": LICENCE_NOTE}
+    if ema:
+        origin["source_weights"] = "moving average"
+    save_weights(target, variables, name, found, metadata=origin, overwrite=overwrite)
+    return report
+
+
+def export_file(
+    source: str | os.PathLike | Mapping[str, Any],
+    target: str | os.PathLike,
+    model: str | nn.Module | None = None,
+    *,
+    ema: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> Report:
+    """Weights under PyTorch's names, buffers included: the release's class loads them with strict=True.
+
+    In PyTorch: model.load_state_dict(safetensors.torch.load_file(target)).
+
+    Args:
+        source: as `load_weights` takes it, or variables {"params": ...}, then with `model`.
+        target: ends in .safetensors.
+        model: a module or a name of `list_models()`; None as in `convert_file`.
+        **options: of `create_model`.
+    """
+    _check_target(target, overwrite)
+    if not isinstance(model, nn.Module):
+        _, model, _ = _model_of(source, model, ema, options)
+    variables, report = load_with_report(source, model, ema=ema)
+    _write(target, to_torch(variables, model), {"format": "pt", "licence": LICENCE_NOTE}, overwrite)
+    return report
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _model_of(
+    source: Any, name: str | None, ema: bool, options: Mapping[str, Any]
+) -> tuple[str, nn.Module, dict[str, Any]]:
+    """(name, module, options) of the model that `source` is for; what it says of itself yields to `options`."""
+    found: dict[str, Any] = {}
+    if name is None:
+        label, arrays, info = read_weights(source, ema=ema)
+        if "model" in info.metadata and info.metadata.get("format") == FORMAT:
+            saved_model(info)
+            name, found = info.metadata["model"], json.loads(info.metadata.get("options", "{}"))
+        elif info.metadata.get("format") == FORMAT:
+            raise ValueError(f"{label} do not say which model they are of: give its name")
+        else:
+            try:
+                name, found = guess_model(arrays)
+                if (factor := focusing_factor(info)) not in (None, model_options(name)["focusing_factor"]):
+                    found["focusing_factor"] = factor
+            except ValueError as error:
+                raise ValueError(f"{label}: {error}; give the model's name (--model)") from error
+    found = {**found, **options}
+    return name, create_model(name, **found), found
+
+
+def _check_target(target: str | os.PathLike, overwrite: bool) -> None:
+    target = Path(target)
+    if target.suffix != ".safetensors":
+        raise ValueError(f"the target {target} must end in .safetensors")
+    if target.exists() and not overwrite:
+        raise ValueError(f"{target} exists already: choose another name, or overwrite=True (--overwrite)")
+
+
+def _write(
+    target: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], overwrite: bool
+) -> None:
+    """All or nothing: a file of that name is either the old one or the whole new one."""
+    _check_target(target, overwrite)
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        save_file(dict(arrays), temporary, metadata=dict(metadata))
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are for their owner alone
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise

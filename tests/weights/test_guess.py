@@ -1,0 +1,66 @@
+"""The model behind a state dict, from names and shapes alone."""
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from flatten_jax import create_model, list_models
+from flatten_jax.models import abstract_variables
+from flatten_jax.weights.convert import torch_name, torch_shape
+from flatten_jax.weights.guess import guess_model
+
+
+def shapes(name, **options):
+    """A state dict whose arrays take no memory."""
+    leaves = flatten_dict(abstract_variables(create_model(name, **options))["params"])
+    rules = {path: torch_name(path, leaf.ndim) for path, leaf in leaves.items()}
+    return {
+        name: np.broadcast_to(np.float32(0), torch_shape(leaves[path].shape, axes))
+        for path, (name, axes) in rules.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["flatten_deit_t", "pvt_v2_b0", "swin_t"])
+def test_a_model_is_recognised(name):
+    assert guess_model(shapes(name)) == (name, {})
+
+
+@pytest.mark.slow
+def test_every_model_is_recognised():
+    guessed = {name: guess_model(shapes(name)) for name in list_models()}
+    expected = {name: (name, {}) for name in list_models()}
+    expected["cswin_b_384"] = ("cswin_b", {})  # nothing in softmax CSwin depends on the image size
+    assert guessed == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("flatten_pvt_t", dict(num_classes=10, attn_type="LLSS", image_size=(256, 256), kernel_size=3)),
+        ("deit_t", dict(image_size=(384, 384))),
+        ("flatten_swin_t", dict(attn_type="LLMS2", num_classes=0, window_size=7)),
+        ("flatten_deit_t", dict(attn_type="LLLLLLSSSSSS")),
+    ],
+)
+def test_options_are_recognised(name, options):
+    assert guess_model(shapes(name, **options)) == (name, options)
+
+
+def test_buffers_do_not_disturb():
+    given = shapes("deit_t")
+    given["blocks.0.attn.relative_position_index"] = np.zeros((4, 4), np.int64)
+    assert guess_model(given) == ("deit_t", {})
+
+
+def test_the_nearest_model_is_named_with_what_differs():
+    given = shapes("flatten_pvt_t")
+    del given["norm.bias"]
+    given["block1.0.attn.q.bias"] = np.zeros(65, np.float32)
+    with pytest.raises(ValueError) as error:
+        guess_model(given)
+    assert str(error.value) == (
+        "no model has these shapes; the nearest is flatten_pvt_t: norm.bias is missing; "
+        "block1.0.attn.q.bias is (65,) instead of (64,)"
+    )
+    with pytest.raises(ValueError, match="no block is among the names"):
+        guess_model({"features.0.weight": np.zeros((64, 3, 11, 11))})
