@@ -69,6 +69,7 @@ def imagenet(
             "warmup_epochs": warmup_epochs,
             "cooldown_epochs": cooldown_epochs,  # at the minimum learning rate, after `epochs`
             "ema_decay": ema_decay,  # of the moving average of the parameters; 0: none
+            "skip_nonfinite_steps": 0,  # how many updates that are not finite are left out before the run stops
         }
     )
     config.optimizer = ml_collections.ConfigDict(
@@ -92,6 +93,9 @@ def imagenet(
         }
     )
     config.checkpoint = ml_collections.ConfigDict({"every_epochs": 1.0, "keep": 3})
+    config.mesh = ml_collections.ConfigDict(
+        {"fsdp": 1}
+    )  # devices that share one copy of the state; divides their number
     config.log_every_steps = 50
     return config
 

@@ -3,7 +3,9 @@
 from flatten_jax._version import __version__
 from flatten_jax.attention import FocusedLinearMixer, QKVAttention, ReducedAttention, focused_map, linear_attention
 from flatten_jax.models import create_model, list_models, model_options
-from flatten_jax.weights.convert import from_torch
+from flatten_jax.weights.convert import from_torch, to_torch
+from flatten_jax.weights.files import save_weights
+from flatten_jax.weights.load import load_weights
 
 __all__ = [
     "FocusedLinearMixer",
@@ -15,5 +17,8 @@ __all__ = [
     "from_torch",
     "linear_attention",
     "list_models",
+    "load_weights",
     "model_options",
+    "save_weights",
+    "to_torch",
 ]

@@ -1,14 +1,33 @@
 """The console command `flatten-jax`: a thin layer over functions of the package."""
 
 import argparse
+import json
 import sys
-
-from flatten_jax.data import prepare
+from pathlib import Path
+from typing import Any
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="flatten-jax", description="Focused linear attention vision transformers.")
     commands = parser.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser("models", help="all models: parameters, multiply-adds, published accuracy")
+    command.add_argument("pattern", nargs="?", default="*", help="a shell pattern, such as 'flatten_pvt_*'")
+    command.set_defaults(run=_models)
+
+    command = commands.add_parser("convert", help="PyTorch weights to safetensors of this library")
+    command.add_argument("source", help="a .pth, .pt, .bin or .safetensors file")
+    command.add_argument("target", help="a .safetensors file to write; with --to-orbax a folder")
+    _add_model_arguments(command)
+    command.add_argument("--new-head", action="store_true", help="make a new classifier instead of loading it")
+    command.add_argument("--to-orbax", action="store_true", help="write a checkpoint folder for main.py as well")
+    command.set_defaults(run=_convert)
+
+    command = commands.add_parser("export", help="weights under PyTorch's names, for the release's own classes")
+    command.add_argument("source", help="a run's folder, or a file that `convert` wrote")
+    command.add_argument("target", help="a .safetensors file to write")
+    _add_model_arguments(command)
+    command.set_defaults(run=_export)
 
     command = commands.add_parser("prepare", help="build a TFDS data set as ArrayRecord, such as imagenet2012")
     command.add_argument("name", help="imagenet2012, digits, or another TFDS name")
@@ -23,7 +42,98 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
 
 
+def _add_model_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", help="name of the model (default: what the file says, or guessed from shapes)")
+    command.add_argument("--num-classes", type=int, help="where it is not the model's own")
+    command.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width")
+    command.add_argument("--ema", action="store_true", help="take the moving average that the file holds")
+    command.add_argument("--overwrite", action="store_true", help="replace the target if it is there")
+
+
+def _model_options(args: argparse.Namespace) -> dict[str, Any]:
+    options: dict[str, Any] = {} if args.num_classes is None else {"num_classes": args.num_classes}
+    if args.image_size:
+        if len(args.image_size) > 2:
+            raise ValueError(f"--image-size {args.image_size} must be one side, or height and width")
+        options["image_size"] = (args.image_size * 2)[:2]
+    return options
+
+
+def _models(args: argparse.Namespace) -> None:
+    import jax
+
+    from flatten_jax import models
+
+    names = models.list_models(args.pattern)
+    if not names:
+        raise ValueError(f"no model matches {args.pattern!r}; `flatten-jax models` lists all")
+    print(f"{'model':22} {'image':>5} {'parameters':>12} {'G':>7}  top-1 published")
+    for name in names:
+        model = models.create_model(name)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(models.abstract_variables(model)))
+        said = models.PUBLISHED.get(name)
+        sources = [] if said is None else [(said.paper, "paper"), (said.release, "release")]
+        top1 = ", ".join(f"{accuracy} ({source})" for accuracy, source in sources if accuracy is not None) or "-"
+        extras = [x for x in (said.note, "weights published" if said.weights else "") if x] if said else []
+        billions = models.multiply_adds(model) / 1e9
+        print(
+            f"{name:22} {model.image_size[0]:5} {parameters:12,} {billions:7.3f}  {'; '.join([top1, *extras])}",
+            flush=True,
+        )
+    print(
+        "\nG: 10^9 multiply-adds of matrix products and convolutions, and 5 per LayerNorm element (the paper's rule).\n"
+        "top-1: of ImageNet-1k in percent, as others published it; none of it was measured here."
+    )
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from flatten_jax.weights import files, load
+
+    target = Path(args.target)
+    file = target / "weights.safetensors" if args.to_orbax else target
+    options = dict(ema=args.ema, new_head=args.new_head, overwrite=args.overwrite, **_model_options(args))
+    print(files.convert_file(args.source, file, args.model, **options))
+    print(f"written: {file}")
+    if args.to_orbax:
+        from flatten_jax.training import checkpoint
+
+        model = load.saved_model(load.read_weights(file)[2])
+        folder = checkpoint.save_weights(target, load.load_weights(file, model)["params"])
+        print(f"written: {folder}, for --config.init_from={target} and --checkpoint={target}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from flatten_jax import models
+    from flatten_jax.weights import files
+
+    source: Any = Path(args.source)
+    model, options = args.model, _model_options(args)
+    if source.is_dir():
+        from flatten_jax.training import checkpoint
+
+        if model is None:
+            model, saved = _model_of_run(source)
+            options = {**saved, **options}
+        model = models.create_model(model, **options)
+        params, said = checkpoint.load_weights(source, model)
+        print(said)
+        source, options = {"params": params}, {}
+    print(files.export_file(source, args.target, model, ema=args.ema, overwrite=args.overwrite, **options))
+    print(f"written: {args.target}; in PyTorch: model.load_state_dict(safetensors.torch.load_file({args.target!r}))")
+
+
+def _model_of_run(folder: Path) -> tuple[str, dict[str, Any]]:
+    """(name, options) that a run's config.json gives."""
+    config = next((f / "config.json" for f in (folder, *folder.parents[:2]) if (f / "config.json").exists()), None)
+    if config is None:
+        raise FileNotFoundError(f"{folder} has no config.json to tell the model: name it with --model")
+    options = {k: v for k, v in json.loads(config.read_text())["model"].items() if v is not None}
+    return options.pop("name"), options
+
+
 def _prepare(args: argparse.Namespace) -> None:
+    from flatten_jax.data import prepare
+
     prepare.prepare(args.name, manual_dir=args.manual_dir, data_dir=args.data_dir)
 
 

@@ -54,7 +54,8 @@ class Report:
             changes = (f"{_leaf(name)} {old} -> {new}" for name, (old, new) in self.resampled.items())
             lines += [f"  resampled {len(self.resampled)}", *(f"    {change}" for change in _counted(changes))]
         if self.ignored:
-            lines.append(f"  ignored {len(self.ignored)}: {', '.join(_counted(map(_leaf, self.ignored)))}")
+            kinds = (_leaf(name) if is_buffer(name) else name for name in self.ignored)
+            lines.append(f"  ignored {len(self.ignored)}: {', '.join(_counted(kinds))}")
         if self.made:
             lines.append(f"  made new {len(self.made)}: {', '.join(self.made)}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
@@ -207,7 +208,7 @@ def _hint(head: set[str], given: Mapping[str, Shape], wanted: Mapping[str, Shape
         return ""
     theirs, ours = classes[0]
     return (
-        f"\n  the weights have {theirs} classes, the model {ours}: new_head=True (--new-head) makes a new head "
+        f"\n  the weights have {theirs} classes, the model {ours}: new_head=True (--new-head, or --config.init_new_head=True) makes a new head "
         f"and keeps the rest, create_model(..., num_classes={theirs}) takes theirs"
     )
 

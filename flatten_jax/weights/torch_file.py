@@ -62,10 +62,10 @@ def read_torch(path: str | os.PathLike, *, ema: bool = False) -> tuple[dict[str,
         size = os.path.getsize(path)
         _refuse_other_files(path, start, size)
         try:
-            if _is_safetensors(path, start):
-                return _read_safetensors(path, start, size, ema)
             if start.startswith(b"PK\x03\x04"):
                 kind, (content, load) = "zip", _open_zip(path, file, size)
+            elif path.suffix == ".safetensors" or start[8:9] == b"{":
+                return _read_safetensors(path, start, size, ema)
             else:
                 kind, (content, load) = "legacy", _open_legacy(path, file, start, size)
         except RefusedError as error:
@@ -99,10 +99,6 @@ def _refuse_other_files(path: Path, start: bytes, size: int) -> None:
         raise ValueError(f"{path} is a tar archive, as PyTorch before 0.4 wrote: {_RESAVE}")
     if start.startswith(b"\x1f\x8b"):
         raise ValueError(f"{path} is gzip-compressed: unpack it first")
-
-
-def _is_safetensors(path: Path, start: bytes) -> bool:
-    return path.suffix == ".safetensors" or start[8:9] == b"{"
 
 
 def _read_safetensors(path: Path, start: bytes, size: int, ema: bool) -> tuple[dict[str, np.ndarray], FileInfo]:
@@ -180,7 +176,7 @@ def _zip_size(file: BinaryIO) -> str:
         _, storages = unpickle(file)
     except (struct.error, UnpickleError):
         return ""
-    return f", its tensors alone take {sum(storage.nbytes for storage in storages.values())}"
+    return f", its tensors alone take {sum(storage.nbytes for storage in storages.values())} bytes"
 
 
 def _open_legacy(path: Path, file: BinaryIO, start: bytes, size: int) -> tuple[Any, Callable[[Storage], bytes]]:

@@ -32,7 +32,7 @@ def equal(a, b):
 
 @pytest.mark.parametrize("name", ["flatten_pvt_t", "flatten_pvt_v2_b0", "flatten_swin_t", "flatten_cswin_t"])
 def test_a_round_trip_through_pytorch_names_is_exact(name):
-    model = flatten_jax.create_model(name, image_size=64, attn_type="LSLS")
+    model = flatten_jax.create_model(name, image_size=64, attn_type="LSLS", depths=(1, 1, 1, 1))
     variables = random_variables(model)
     state_dict = to_torch(variables, model)
     np.testing.assert_array_equal(state_dict["head.weight"], variables["params"]["head"]["kernel"].T)
@@ -128,6 +128,7 @@ def test_a_new_head_is_the_models_own_and_always_the_same():
     del kept["head"]
     equal(variables["params"], kept)
     assert report.made == ("head.bias", "head.weight")
+    assert "ignored 2: head.bias, head.weight" in str(report)
     assert "made new 2: head.bias, head.weight" in str(report)
 
 
@@ -175,7 +176,9 @@ def test_a_backbone_leaves_head_and_final_norm_and_makes_its_own_norms():
 
 
 def test_swin_windows_are_fitted():
-    small, large = (flatten_jax.create_model("swin_t", image_size=64, softmax_window_size=n) for n in (4, 8))
+    small, large = (
+        flatten_jax.create_model("swin_t", image_size=64, depths=(2, 1, 1, 1), softmax_window_size=n) for n in (4, 8)
+    )
     state_dict = to_torch(random_variables(small), small)
     variables, report = load_with_report(state_dict, large)
     table = "layers_0", "blocks_1", "attn", "relative_position_bias_table"
