@@ -29,13 +29,24 @@ def main(argv: list[str] | None = None) -> None:
     _add_model_arguments(command)
     command.set_defaults(run=_export)
 
+    command = commands.add_parser(
+        "plan",
+        help="compile training steps for a TPU topology that is not there: memory, operations, collectives",
+        epilog="Further arguments override the configs: --config.train.batch_size=256 --config.model.dtype=bfloat16",
+    )
+    command.add_argument("--config", nargs="+", required=True, metavar="FILE", help="one or more, configs/x.py")
+    command.add_argument("--topology", nargs="+", required=True, help="v5e:4x8, v4:2x2x2, ... (jax[tpu]), or cpu:8")
+    command.set_defaults(run=_plan)
+
     command = commands.add_parser("prepare", help="build a TFDS data set as ArrayRecord, such as imagenet2012")
     command.add_argument("name", help="imagenet2012, digits, or another TFDS name")
     command.add_argument("--manual_dir", help="folder with the files that cannot be downloaded: ImageNet's two tars")
     command.add_argument("--data_dir", help="where to build (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)")
     command.set_defaults(run=_prepare)
 
-    args = parser.parse_args(argv)
+    args, args.overrides = parser.parse_known_args(argv)
+    if args.overrides and args.run is not _plan:
+        parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")
     try:
         args.run(args)
     except (ValueError, OSError, ImportError) as error:
@@ -129,6 +140,42 @@ def _model_of_run(folder: Path) -> tuple[str, dict[str, Any]]:
         raise FileNotFoundError(f"{folder} has no config.json to tell the model: name it with --model")
     options = {k: v for k, v in json.loads(config.read_text())["model"].items() if v is not None}
     return options.pop("name"), options
+
+
+def _plan(args: argparse.Namespace) -> None:
+    import jax
+
+    # The TPU compiler needs no TPU, and JAX must not look for one.
+    jax.config.update("jax_platforms", "cpu")
+    virtual = [int(t[4:]) for t in args.topology if t.startswith("cpu:") and t[4:].isdecimal()]
+    jax.config.update("jax_num_cpu_devices", max(virtual, default=1))
+    from flatten_jax import plan
+
+    print(plan.HEADER)
+    for path in args.config:
+        for topology in args.topology:
+            config = _load_config(path, args.overrides)
+            print(plan.row(config, plan.plan(config, topology)), flush=True)
+    print(
+        "\nPer chip and step. TFLOP counts 2 for a multiply-add; cycles are the compiler's own estimate, not a timing."
+    )
+
+
+def _load_config(path: str, overrides: list[str]) -> Any:
+    """A config file with --config.x.y=value overrides, as main.py reads them."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    sys.path.insert(0, str(Path.cwd()))  # configs import each other from the folder that main.py stands in
+    try:
+        unknown = values(["plan", f"--config={path}", *overrides])[1:]
+    except (AttributeError, TypeError, flags.Error) as error:
+        raise ValueError(f"in an override: {error}") from error
+    if unknown:
+        raise ValueError(f"unexpected arguments {unknown}; overrides are written --config.x.y=value")
+    return values.config
 
 
 def _prepare(args: argparse.Namespace) -> None:

@@ -68,6 +68,7 @@ class DepthwiseConv(nn.Module):
         size = self.kernel_size
         kernel = self.param("kernel", self.conv_init.kernel, (size, size, 1, self.features))
         bias = self.param("bias", self.conv_init.bias(size * size), (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        # The kernel stays in float32: its gradient is a sum over all tokens, too large for float16.
+        x, _, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         heads = x.shape[-1] // self.features
         return depthwise_conv(x, jnp.tile(kernel[:, :, 0], heads)) + jnp.tile(bias, heads)

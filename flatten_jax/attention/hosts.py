@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flatten_jax.attention.depthwise import DepthwiseConv
 from flatten_jax.attention.mixers import make_mixer, takes_bias
 from flatten_jax.attention.windows import pad_to_windows, partition, relative_position_index, shift_mask, unpartition
-from flatten_jax.initializers import TORCH_CONV, ConvInit, conv, linear_kernel, position_embedding
+from flatten_jax.initializers import TORCH_CONV, ConvInit, conv, position_embedding
+from flatten_jax.linear import Dense
 
 Grid = tuple[int, int]
 
@@ -40,9 +41,9 @@ class QKVAttention(nn.Module):
         """x: (B, N, C), tokens row-major on `grid` = (height, width); bias: as in `SoftmaxMixer` -> (B, N, C)."""
         mixer = make_mixer(self.attn_type, self.num_heads, self.dtype, self.options)
         nn.share_scope(self, mixer)
-        q, k, v = jnp.split(_dense(3 * x.shape[-1], self.dtype, "qkv")(x), 3, axis=-1)
+        q, k, v = jnp.split(Dense(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x), 3, axis=-1)
         out = mixer(q, k, v, grid, grid) if bias is None else mixer(q, k, v, grid, grid, bias)
-        return _dense(x.shape[-1], self.dtype, "proj")(out)
+        return Dense(x.shape[-1], dtype=self.dtype, name="proj")(out)
 
 
 class WindowAttention(nn.Module):
@@ -124,7 +125,7 @@ class StripeAttention(nn.Module):
         x = pad_to_windows(x.reshape(batch, height, width, channels), split)
         windows = [split] if self.branches == 1 else [(x.shape[1], split[1]), (split[0], x.shape[2])]
 
-        qkv = jnp.split(_dense(3 * channels, self.dtype, "qkv")(x), 3, axis=-1)
+        qkv = jnp.split(Dense(3 * channels, dtype=self.dtype, name="qkv")(x), 3, axis=-1)
         parts = zip(*(jnp.split(part, self.branches, axis=-1) for part in qkv), strict=True)
         out = [
             _LePEAttention(
@@ -133,7 +134,7 @@ class StripeAttention(nn.Module):
             for i, (window, part) in enumerate(zip(windows, parts, strict=True))
         ]
         out = jnp.concatenate(out, axis=-1)[:, :height, :width].reshape(batch, -1, channels)
-        return _dense(channels, self.dtype, "proj")(out)
+        return Dense(channels, dtype=self.dtype, name="proj")(out)
 
 
 class _LePEAttention(nn.Module):
@@ -180,7 +181,7 @@ class ReducedAttention(nn.Module):
         batch, _, channels = x.shape
         mixer = make_mixer(self.attn_type, self.num_heads, self.dtype, self.options, self.conv_init)
         nn.share_scope(self, mixer)
-        q = _dense(channels, self.dtype, "q")(x)
+        q = Dense(channels, dtype=self.dtype, name="q")(x)
         key_grid = grid
         if self.sr_ratio > 1:
             key_grid = (grid[0] // self.sr_ratio, grid[1] // self.sr_ratio)
@@ -191,9 +192,5 @@ class ReducedAttention(nn.Module):
             )
             x = reduce(x.reshape(batch, *grid, channels)).reshape(batch, -1, channels)
             x = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="norm")(x)
-        k, v = jnp.split(_dense(2 * channels, self.dtype, "kv")(x), 2, axis=-1)
-        return _dense(channels, self.dtype, "proj")(mixer(q, k, v, grid, key_grid))
-
-
-def _dense(features: int, dtype: jnp.dtype | None, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=linear_kernel, name=name)
+        k, v = jnp.split(Dense(2 * channels, dtype=self.dtype, name="kv")(x), 2, axis=-1)
+        return Dense(channels, dtype=self.dtype, name="proj")(mixer(q, k, v, grid, key_grid))

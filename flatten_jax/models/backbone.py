@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.initializers import linear_kernel
+from flatten_jax.linear import Dense
 from flatten_jax.models.layers import LayerNorm
 
 
@@ -118,7 +118,7 @@ class Backbone(nn.Module):
             return x
         x = self.pool(x)
         if self.num_classes:
-            x = nn.Dense(self.num_classes, dtype=self.dtype, kernel_init=linear_kernel, name="head")(x)
+            x = Dense(self.num_classes, dtype=self.dtype, name="head")(x)
         return x.astype(jnp.float32)
 
     def _indices(self) -> tuple[int, ...]:

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.initializers import TORCH_CONV, ConvInit, conv, linear_kernel
+from flatten_jax.initializers import TORCH_CONV, ConvInit, conv
+from flatten_jax.linear import Dense
 
 Grid = tuple[int, int]
 
@@ -76,7 +77,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, grid: Grid) -> jax.Array:
         """x: (B, N, C), tokens row-major on `grid` -> (B, N, C)."""
-        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=linear_kernel)
+        dense = partial(Dense, dtype=self.dtype)
         hidden = dense(self.hidden_dim, name="fc1")(x)
         if self.local is not None:
             hidden = self.local(dtype=self.dtype, name="dwconv")(hidden, grid)

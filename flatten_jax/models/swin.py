@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from flatten_jax.attention import WindowAttention, takes_bias
 from flatten_jax.attention.windows import pad_to_windows
-from flatten_jax.initializers import linear_kernel
+from flatten_jax.linear import Dense
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.layers import (
     LayerNorm,
@@ -144,4 +144,4 @@ class _PatchMerging(nn.Module):
         x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 4, 2, 5)
         x = x.reshape(batch, height // 2, width // 2, 4 * channels)
         x = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
-        return nn.Dense(2 * channels, use_bias=False, dtype=self.dtype, kernel_init=linear_kernel, name="reduction")(x)
+        return Dense(2 * channels, use_bias=False, dtype=self.dtype, name="reduction")(x)

@@ -208,8 +208,9 @@ def _hint(head: set[str], given: Mapping[str, Shape], wanted: Mapping[str, Shape
         return ""
     theirs, ours = classes[0]
     return (
-        f"\n  the weights have {theirs} classes, the model {ours}: new_head=True (--new-head, or --config.init_new_head=True) makes a new head "
-        f"and keeps the rest, create_model(..., num_classes={theirs}) takes theirs"
+        f"\n  the weights have {theirs} classes, the model {ours}: new_head=True (--new-head, of main.py "
+        f"--config.init_new_head=True) makes a new head and keeps the rest, "
+        f"create_model(..., num_classes={theirs}) takes theirs"
     )
 
 

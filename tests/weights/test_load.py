@@ -111,7 +111,8 @@ def test_another_number_of_classes_needs_a_word():
         load_weights(HERE / "timm.pth", model)
     assert "misshapen (2): head.bias: (3,) given, (5,) expected, head.weight: (3, 8) given, (5, 8)" in str(error.value)
     assert str(error.value).endswith(
-        "the weights have 3 classes, the model 5: new_head=True (--new-head) makes a new head and keeps the rest, "
+        "the weights have 3 classes, the model 5: new_head=True (--new-head, of main.py "
+        "--config.init_new_head=True) makes a new head and keeps the rest, "
         "create_model(..., num_classes=3) takes theirs"
     )
 

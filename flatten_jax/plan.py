@@ -1,0 +1,152 @@
+"""What a training step will need on a machine that is not there: its real shardings, compiled by the real compiler."""
+
+import re
+import time
+from dataclasses import dataclass
+
+import jax
+import ml_collections
+import numpy as np
+
+from flatten_jax.models import create_model
+from flatten_jax.training.optimizer import make_optimizer, make_schedule
+from flatten_jax.training.sharding import check_divisible, make_mesh, over_data
+from flatten_jax.training.step import abstract_state, make_train_step
+
+# Memory of a chip in GiB: Google Cloud's "TPU system architecture" pages, one for each version.
+HBM_GIB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+_COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_IMAGENET_STEPS = 1250  # an epoch's; only the schedule's constants depend on it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the compiler says of one training step, per chip.
+
+    Attributes:
+        topology, chips: what it was compiled for.
+        batch_size: images a step, over all chips.
+        bytes: arguments (the state, a batch), their outputs where not in place, and temporaries.
+        capacity: bytes of memory, or None where unknown (CPU).
+        flops, traffic: operations (2 for a multiply-add) and bytes read and written, by XLA's cost analysis.
+        collectives: kind -> how many.
+        cycles: the TPU compiler's own estimate, summed over instructions, loops counted once; None on CPU.
+        compile_seconds: on this machine.
+        refused: the compiler's words where the step does not fit.
+    """
+
+    topology: str
+    chips: int
+    batch_size: int
+    bytes: int = 0
+    capacity: int | None = None
+    flops: float = 0.0
+    traffic: float = 0.0
+    collectives: tuple[tuple[str, int], ...] = ()
+    cycles: int | None = None
+    compile_seconds: float = 0.0
+    refused: str = ""
+
+    @property
+    def fits(self) -> bool:
+        return not self.refused and (self.capacity is None or self.bytes <= self.capacity)
+
+
+def topology_devices(topology: str) -> list[jax.Device]:
+    """Devices to compile for: "v5e:4x8" and the like, or "cpu:8", virtual ones of this machine.
+
+    Raises:
+        ValueError: an unknown topology, or `jax[tpu]` is not installed.
+    """
+    platform, _, shape = topology.partition(":")
+    if platform == "cpu":
+        if not shape.isdecimal() or int(shape) < 1:
+            raise ValueError(f"{topology=}: write cpu:N with the number of virtual devices, such as cpu:8")
+        if len(jax.devices("cpu")) < int(shape):
+            raise ValueError(f"{topology=}, but JAX was started with {len(jax.devices('cpu'))} CPU devices")
+        return jax.devices("cpu")[: int(shape)]
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(topology, platform="tpu").devices
+    except Exception as error:  # libtpu's absence and its refusals have many types
+        raise ValueError(
+            f"{topology=} cannot be described ({str(error).splitlines()[0][:120]}). It needs pip install "
+            "'flatten_jax[tpu]' and a name such as v4:2x2x2, v5e:4x8, v5p:2x2x2 or v6e:4x4; cpu:8 needs nothing"
+        ) from error
+
+
+def plan(config: ml_collections.ConfigDict, topology: str) -> Plan:
+    """Compile the training step of a config for a topology, from shapes alone."""
+    devices = topology_devices(topology)
+    mesh = make_mesh(devices, fsdp=config.mesh.fsdp)
+    batch_size = config.train.batch_size
+    check_divisible(mesh, **{"train.batch_size": batch_size})
+    model = create_model(**{k: v for k, v in config.model.items() if v is not None})
+    schedule = make_schedule(
+        config.optimizer,
+        batch_size=batch_size,
+        warmup_steps=config.train.warmup_epochs * _IMAGENET_STEPS,
+        total_steps=config.train.epochs * _IMAGENET_STEPS,
+    )
+    optimizer = make_optimizer(config.optimizer, schedule, model.no_weight_decay)
+    state = abstract_state(model, optimizer, config.seed, config.train.ema_decay > 0, mesh)
+    batch = {
+        "image": jax.ShapeDtypeStruct((batch_size, *model.image_size, 3), np.uint8, sharding=over_data(mesh)),
+        "label": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=over_data(mesh)),
+    }
+    capacity = HBM_GIB.get(topology.partition(":")[0])
+    known = dict(
+        topology=topology,
+        chips=len(devices),
+        batch_size=batch_size,
+        capacity=None if capacity is None else capacity * 2**30,
+    )
+    began = time.monotonic()
+    try:
+        compiled = make_train_step(model, optimizer, schedule, config, mesh).lower(state, batch).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Plan(**known, compile_seconds=time.monotonic() - began, refused=str(error).splitlines()[0])
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    kinds = _COLLECTIVE.findall(text)
+    cycles = [int(count) for count in _CYCLES.findall(text)]
+    in_place = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Plan(
+        **known,
+        bytes=memory.argument_size_in_bytes + in_place + memory.temp_size_in_bytes,
+        flops=cost["flops"],
+        traffic=cost["bytes accessed"],
+        collectives=tuple((kind, kinds.count(kind)) for kind in sorted(set(kinds))),
+        cycles=sum(cycles) if cycles else None,
+        compile_seconds=time.monotonic() - began,
+    )
+
+
+HEADER = (
+    "| model | dtype | topology | chips | batch | a chip | GiB a chip | fits | TFLOP | GB moved | M cycles (estimate) "
+    "| collectives | compiled in |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def row(config: ml_collections.ConfigDict, result: Plan) -> str:
+    """A line of the table under HEADER; figures are per chip and step."""
+    capacity = "" if result.capacity is None else f" of {result.capacity / 2**30:.0f}"
+    cells = [
+        config.model.name,
+        config.model.dtype,
+        result.topology,
+        result.chips,
+        result.batch_size,
+        result.batch_size // result.chips,
+        result.refused or f"{result.bytes / 2**30:.2f}{capacity}",
+        "yes" if result.fits else "no",
+        f"{result.flops / 1e12:.2f}",
+        f"{result.traffic / 1e9:.1f}",
+        "-" if result.cycles is None else f"{result.cycles / 1e6:.1f}",
+        ", ".join(f"{count} {kind}" for kind, count in result.collectives) or "none",
+        f"{result.compile_seconds:.0f} s",
+    ]
+    return f"| {' | '.join(map(str, cells))} |"

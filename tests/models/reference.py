@@ -1,0 +1,47 @@
+"""Weights and images that another framework can make too, from names and shapes alone: see goldens/README.md."""
+
+import json
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+def load(name):
+    """A golden's entries, JSON decoded."""
+    with np.load(GOLDENS / f"{name}.npz") as file:
+        golden = dict(file)
+    return {k: json.loads(str(v)) if k in ("keys", "options") else v for k, v in golden.items()}
+
+
+def state_dict(keys):
+    """PyTorch's state dict, [[name, shape], ...] filled by the rule of the goldens."""
+    return {name: _weight(name, tuple(shape)) for name, shape in keys}
+
+
+def images(batch, height, width):
+    """(batch, height, width, 3), already normalised."""
+    random = np.random.RandomState(20231001).standard_normal((batch, 3, height, width))
+    return random.astype(np.float32).transpose(0, 2, 3, 1)
+
+
+def run(function, *args):
+    """function(*args), compiled quickly rather than well: these programs run once."""
+    return jax.jit(function).lower(*args).compile(compiler_options={"xla_backend_optimization_level": 0})(*args)
+
+
+def _weight(name, shape):
+    random = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    leaf = name.split(".")[-1]
+    if leaf in ("relative_position_bias_table", "positional_encoding", "scale"):
+        return random * np.float32(0.5)
+    if leaf.startswith("pos_embed") or leaf in ("cls_token", "absolute_pos_embed"):
+        return random * np.float32(0.2)
+    if leaf == "bias":
+        return random * np.float32(0.1)
+    if len(shape) == 1:
+        return 1 + np.float32(0.1) * random
+    return (random / np.sqrt(np.prod(shape[1:]))).astype(np.float32)

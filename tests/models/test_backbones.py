@@ -1,0 +1,225 @@
+"""What all backbones have in common: sizes, features, initial values, drop-path, remat, half precision."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from reference import run
+
+from flatten_jax import create_model
+from flatten_jax.models import abstract_variables, dummy_images, parameters_left_out
+
+# One small model of each family: (name, options).
+SMALL = {
+    "deit": ("flatten_deit_t", dict(depth=4, embed_dim=24)),
+    "deit_softmax": ("deit_t", dict(depth=4, embed_dim=24)),
+    "pvt": ("flatten_pvt_t", dict(depths=(1, 1, 2, 1), embed_dims=(8, 16, 20, 16), attn_type="LLSS")),
+    "pvt_v2": ("flatten_pvt_v2_b0", dict(depths=(1, 1, 2, 1), embed_dims=(8, 16, 20, 16), attn_type="LLSS")),
+    "swin": ("flatten_swin_t", dict(depths=(1, 1, 2, 1), embed_dim=12)),
+    "cswin": ("flatten_cswin_t", dict(depths=(1, 1, 2, 1), embed_dim=16)),
+}
+KEY = jax.random.key(0, impl="rbg")  # threefry takes XLA seconds to compile for every initialiser
+PYRAMIDS = ["pvt", "pvt_v2", "swin", "cswin"]
+
+
+def small(family, **options):
+    name, own = SMALL[family]
+    return create_model(name, **{"image_size": 64, "num_classes": 10, **own, **options})
+
+
+def images(model, batch=2):
+    return jax.random.normal(jax.random.key(0), (batch, *model.image_size, 3))
+
+
+def random_variables(model):
+    """All parameters random: zeros and ones, as initialised, would hide much."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: (0.2 * rng.standard_normal(x.shape)).astype(np.float32), abstract_variables(model))
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_rectangles_run(family):
+    model = small(family, image_size=(64, 96))
+    logits = run(model.apply, random_variables(model), images(model))
+    assert logits.shape == (2, 10)
+    assert np.isfinite(logits).all()
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3 * np.abs(logits).max()
+
+
+@pytest.mark.parametrize("family", ["pvt_v2", "swin", "cswin"])
+def test_families_that_pad_take_any_size(family):
+    model = small(family, image_size=(75, 101), features_only=True)
+    maps = jax.eval_shape(model.apply, abstract_variables(model), images(model))
+    sides = [(19, 26) if family != "cswin" else (19, 25), (10, 13), (5, 7), (3, 4)]
+    assert [x.shape[1:3] for x in maps] == sides  # rounded up; CSwin's first convolution pads one pixel less
+
+
+def test_images_of_another_size_are_refused():
+    model = small("swin")
+    with pytest.raises(ValueError, match=r"images of \(96, 64\) were given to a model of image_size=\(64, 64\)"):
+        jax.eval_shape(model.apply, abstract_variables(model), jnp.zeros((1, 96, 64, 3)))
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_logits_are_the_head_of_the_pooled_features(family):
+    model, headless = small(family), small(family, num_classes=0)
+    variables, batch = random_variables(model), images(model)
+    pooled = run(headless.apply, variables, batch)
+    features = run(functools.partial(model.apply, method="forward_features"), variables, batch)
+    head = variables["params"]["head"]
+    logits = run(model.apply, variables, batch)
+    np.testing.assert_allclose(logits, pooled @ head["kernel"] + head["bias"], rtol=1e-3, atol=1e-4)
+    if family.startswith("deit"):
+        assert features.shape == (2, 16 + model.class_token, 24)
+        expected = features[:, 0] if model.class_token else features.mean(axis=1)
+    else:
+        assert features.shape[:3] == (2, 2, 2)
+        expected = features.mean(axis=(1, 2))
+    np.testing.assert_allclose(pooled, expected, rtol=1e-4, atol=1e-5)
+    assert parameters_left_out(headless) == {("head", "kernel"), ("head", "bias")}
+
+
+@pytest.mark.parametrize("family", PYRAMIDS)
+def test_maps_have_the_strides_and_channels_they_say(family):
+    model = small(family, features_only=True)
+    maps = run(model.apply, random_variables(model), images(model))
+    assert [info["reduction"] for info in model.feature_info] == [4, 8, 16, 32]
+    for x, info in zip(maps, model.feature_info, strict=True):
+        assert x.shape == (2, 64 // info["reduction"], 64 // info["reduction"], info["num_chs"])
+    fewer = small(family, features_only=True, out_indices=(-1, 1))
+    assert [info["index"] for info in fewer.feature_info] == [3, 1]
+    chosen = run(fewer.apply, random_variables(model), images(model))
+    np.testing.assert_array_equal(chosen[0], maps[3])
+    np.testing.assert_array_equal(chosen[1], maps[1])
+
+
+@pytest.mark.parametrize("family", ["deit", "deit_softmax"])
+def test_maps_of_deit_are_those_of_blocks(family):
+    model = small(family, image_size=(32, 64), features_only=True, out_indices=(1, -1))
+    maps = run(model.apply, random_variables(model), images(model))
+    assert [x.shape for x in maps] == [(2, 2, 4, 24)] * 2
+    assert [info["module"] for info in model.feature_info] == ["blocks.1", "blocks.3"]
+    assert [i["index"] for i in create_model("deit_t", features_only=True).feature_info] == [2, 5, 8, 11]
+
+
+@pytest.mark.parametrize("family", ["pvt", "swin", "cswin"])
+def test_a_norm_for_each_map(family):
+    plain, normed = (small(family, features_only=True, out_indices=(1, 3), feature_norm=f) for f in (False, True))
+    variables = run(normed.init, KEY, images(normed))
+    for raw, x in zip(*(run(m.apply, variables, images(m)) for m in (plain, normed)), strict=True):
+        raw = np.asarray(raw)
+        expected = (raw - raw.mean(-1, keepdims=True)) / np.sqrt(raw.var(-1, keepdims=True) + normed.epsilon)
+        np.testing.assert_allclose(x, expected, rtol=1e-3, atol=1e-4)
+    assert {name for name in variables["params"] if name.startswith("norm")} == {"norm1", "norm3"}
+
+
+def test_a_shorter_backbone_says_what_it_leaves_out():
+    model = small("swin", features_only=True, out_indices=(0, 1))
+    top = {path[0] for path in parameters_left_out(model)}
+    assert top == {"layers_1", "layers_2", "layers_3", "norm", "head"}
+    assert {path[1] for path in parameters_left_out(model) if path[0] == "layers_1"} == {"downsample"}
+    assert parameters_left_out(small("swin")) == set()
+
+
+@functools.cache
+def initial(family):
+    """Initial parameters, wide enough for statistics: {"path/leaf": array}."""
+    wide = {
+        "pvt_v2": dict(embed_dims=(64, 64, 64, 64), num_heads=(1, 1, 1, 1), la_sr_ratios="2211", attn_type="LLSS"),
+        "pvt": dict(embed_dims=(64, 64, 64, 64), num_heads=(1, 1, 1, 1), la_sr_ratios="2211", attn_type="LLSS"),
+        "swin": dict(embed_dim=64, num_heads=(1, 1, 2, 2)),
+        "cswin": dict(embed_dim=64, num_heads=(2, 2, 2, 2)),
+    }
+    model = small(family, depths=(1, 1, 1, 1), **wide[family])
+    params = run(model.init, KEY, dummy_images(model))["params"]
+    return {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
+
+
+@pytest.mark.parametrize("family", PYRAMIDS)
+def test_initial_values_are_the_release_ones(family):
+    for path, value in initial(family).items():
+        module, leaf = ("", *path.split("/"))[-2:]
+        sampling = 4 * value.size**-0.5  # more than four standard errors of a standard deviation
+        if leaf == "positional_encoding" or (leaf == "scale" and value.ndim == 3):
+            assert not value.any(), path
+        elif leaf == "scale":
+            assert (value == 1).all(), path
+        elif leaf.startswith(("pos_embed", "relative_position_bias_table")) or (leaf == "kernel" and value.ndim == 2):
+            assert value.std() == pytest.approx(0.02, rel=sampling), path
+            assert value.size < 1000 or np.abs(value).max() > 0.05, path  # not cut at two standard deviations
+        elif leaf == "kernel":
+            height, width, features_in, features_out = value.shape
+            if family == "pvt_v2":
+                fan_out = height * width * (1 if features_in == 1 else features_out)
+                assert value.std() == pytest.approx((2 / fan_out) ** 0.5, rel=sampling), path
+            else:
+                bound = (height * width * features_in) ** -0.5
+                assert 0.9 * bound < np.abs(value).max() <= bound, path
+                assert value.std() == pytest.approx(bound / 3**0.5, rel=sampling), path
+        elif family == "pvt_v2" or module not in ("proj", "conv", "dwc", "get_v", "sr", "stage1_conv_embed_0"):
+            assert not value.any(), path  # all biases, but those of PyTorch's convolutions
+
+
+def test_a_bias_of_a_convolution_is_that_of_pytorch():
+    params = initial("cswin")
+    for path, fan_in in {"stage1_conv_embed_0": 147, "merge1/conv": 9 * 64, "stage1_0/attns_0/get_v": 9}.items():
+        bias = params[f"{path}/bias"]
+        assert 0.8 * fan_in**-0.5 < np.abs(bias).max() <= fan_in**-0.5, path
+    assert not params["stage1_0/proj/bias"].any()
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_drop_path_drops_in_training_only_and_more_in_later_blocks(family):
+    model = small(family, drop_path=0.5)
+    rates = {}
+
+    def record(call, args, kwargs, context):
+        if type(context.module).__name__ == "Dropout":
+            rates.setdefault("/".join(context.module.path[:-1]), context.module.rate)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), dummy_images(model)))
+    depth = len("".join(model.block_letters()))
+    np.testing.assert_allclose(list(rates.values()), [0.5 * i / (depth - 1) for i in range(depth)])
+
+    variables, batch = random_variables(model), images(model)
+
+    @jax.jit
+    def train(key):
+        return model.apply(variables, batch, train=True, rngs={"dropout": key})
+
+    first, second, again = (train(jax.random.key(seed)) for seed in (1, 2, 1))
+    assert np.abs(first - second).max() > 1e-3
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_allclose(*(run(m.apply, variables, batch) for m in (model, small(family))), rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_rematerialisation_changes_no_gradient(family):
+    gradients = []
+    for remat in (False, True):
+        model = small(family, image_size=32, remat=remat)
+
+        def loss(variables, batch, model=model):
+            return (model.apply(variables, batch) ** 2).sum()
+
+        gradients.append(run(jax.grad(loss), random_variables(model), images(model)))
+    scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients[0]))
+    assert scale > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), *gradients)
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_bfloat16_is_near_and_gives_float32_logits(family):
+    model, half = small(family), small(family, dtype="bfloat16")
+    variables, batch = run(model.init, KEY, images(model)), images(model)
+    exact, near = (run(m.apply, variables, batch) for m in (model, half))
+    assert near.dtype == jnp.float32
+    np.testing.assert_allclose(near, exact, atol=0.03 * np.abs(exact).max())
+    maps = jax.eval_shape(small(family, dtype="bfloat16", features_only=True).apply, variables, batch)
+    assert {x.dtype for x in maps} == {jnp.dtype("bfloat16")}  # nothing between went back to float32

@@ -1,0 +1,63 @@
+"""Whole models and options against frozen answers of the PyTorch originals."""
+
+import jax
+import numpy as np
+import pytest
+import reference
+
+import flatten_jax
+
+WHOLE = [
+    "deit_t",
+    "flatten_cswin_t",
+    "flatten_deit_t",
+    "flatten_pvt_t",
+    "flatten_pvt_v2_b0",
+    "flatten_swin_t",
+    "swin_t",
+]
+OPTIONS = [
+    "cswin_mixed_stage",
+    "cswin_stripes",
+    "pvt_reduced_rectangle",
+    "pvt_v2_reduced_rectangle",
+    "swin_mixed_stage",
+    "swin_padded_maps",
+    "swin_shifted_linear_windows",
+    "swin_window_12",
+]
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def assert_close(ours, golden):
+    error = np.abs(np.asarray(ours) - golden).max() / np.abs(golden).max()
+    assert error < 1e-5
+    assert np.all(ours.argmax(-1) == golden.argmax(-1))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_model_gives_the_original_logits(name):
+    golden = reference.load(name)
+    model = flatten_jax.create_model(name)
+    variables = flatten_jax.from_torch(reference.state_dict(golden["keys"]), model)
+    images = reference.images(len(golden["logits"]), *model.image_size)
+    assert_close(reference.run(model.apply, variables, images), golden["logits"])
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_gives_the_original_outputs(name):
+    golden = reference.load(name)
+    size = tuple(map(int, golden["image_size"]))
+    model = flatten_jax.create_model(str(golden["model"]), image_size=size, **golden["options"])
+    variables = flatten_jax.from_torch(reference.state_dict(golden["keys"]), model)
+    output = reference.run(model.apply, variables, reference.images(1, *size))
+    assert_close(output[-1] if model.features_only else output, golden["output"])
+
+
+def test_no_golden_is_left_out():
+    assert sorted(WHOLE + OPTIONS) == sorted(path.stem for path in reference.GOLDENS.glob("*.npz"))
