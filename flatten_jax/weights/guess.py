@@ -36,6 +36,7 @@ def guess_model(state_dict: Mapping[str, np.ndarray]) -> tuple[str, dict[str, An
         tried += [t for _, options, name in list(tried) for t in _try_sizes(name, given, options)]
     differs, options, name = min(tried, key=lambda t: (len(t[0]), len(t[1]), t[2]))
     if differs:
+        differs = list(dict.fromkeys(differs))
         more = f", and {len(differs) - 6} more" if len(differs) > 6 else ""
         raise ValueError(
             f"no model has these shapes; the nearest is {name}{_text(options)}: {'; '.join(differs[:6])}{more}"
