@@ -13,6 +13,12 @@ CHECKPOINT = flags.DEFINE_string(
     None,
     "With --mode=eval: a run's folder or one of its checkpoints/<step>. Default: workdir.",
 )
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0. Cloud TPU and SLURM need no such flags."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of this run, on all hosts.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is.", lower_bound=0)
+WAIT_SECONDS = flags.DEFINE_float("wait_seconds", 300, "How long to wait for other processes to start.")
 
 NEXT = """What to try next:
   python main.py --config {config} --workdir {workdir} --mode=eval
@@ -35,15 +41,22 @@ def main(argv: list[str]) -> None:
         # Orbax and TFDS report every file at INFO, and Orbax warns of checkpoints without an evaluation.
         logging.set_verbosity(logging.WARNING)
         logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
-    from flatten_jax.training import loop, setup  # after the flags: --help and typos need not wait for JAX
+    from flatten_jax.training import agreement, loop, setup  # after the flags: --help and typos need not wait for JAX
 
     try:
+        agreement.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, WAIT_SECONDS.value)
         run = setup.prepare(CONFIG.value)
         if MODE.value == "eval":
             loop.evaluate_checkpoint(run, CHECKPOINT.value or WORKDIR.value)
         else:
-            loop.train(run, WORKDIR.value)
-            print(NEXT.format(config=config_flags.get_config_filename(flags.FLAGS["config"]), workdir=WORKDIR.value))
+            loop.train(run, WORKDIR.value, wait_seconds=WAIT_SECONDS.value)
+            if agreement.is_first():
+                config = config_flags.get_config_filename(flags.FLAGS["config"])
+                print(NEXT.format(config=config, workdir=WORKDIR.value))
+    except loop.Preempted as signal:
+        agreement.leave(signal.status)
+    except KeyboardInterrupt:  # before there was anything to save
+        sys.exit(130)
     except (ValueError, OSError, loop.TrainingDiverged) as error:
         if logging.level_debug():
             raise

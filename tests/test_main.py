@@ -2,45 +2,11 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from flatten_jax.training.checkpoint import Checkpoints
-
-ROOT = Path(__file__).parents[1]
-TINY = (
-    "--config=configs/flatten_deit_t.py:smoke",
-    "--config.model.patch_size=16",
-    "--config.model.embed_dim=16",
-    "--config.model.depth=1",
-    "--config.model.num_heads=2",
-)
-
-
-def start(*arguments):
-    command = [sys.executable, "main.py", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def run(*arguments):
-    """(exit status, what was printed) of main.py."""
-    process = start(*arguments)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
-
-
-def weights(workdir):
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    return checkpoints.restore_weights(checkpoints.steps()[-1])
-
-
-def metrics(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+from .command import TINY, assert_same_bits, metrics, run, start
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +64,7 @@ def test_a_killed_run_goes_on_to_the_bits_of_an_unbroken_one(finished, tmp_path)
     status, output = run(*arguments, "--workdir", broken)
     assert status == 0, output
     assert "resuming at step" in output
-    import jax
-
-    jax.tree.map(np.testing.assert_array_equal, weights(broken), weights(unbroken))
+    assert_same_bits(broken, unbroken)
     timeless = [
         [{k: v for k, v in r.items() if k != "perf/img_per_sec"} for r in metrics(f)] for f in (broken, unbroken)
     ]

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -35,8 +36,13 @@ def make_eval_step(model: nn.Module, mesh: Mesh) -> Callable[[Sums, Any, dict[st
         return {name: sums[name] + jnp.where(batch["mask"], v, 0).sum() for name, v in values.items()}
 
     everywhere = replicated(mesh)
-    shardings = (everywhere, everywhere, over_data(mesh))
+    shardings = (everywhere, None, over_data(mesh))  # parameters stay as they lie
     return jax.jit(step, donate_argnums=0, in_shardings=shardings, out_shardings=everywhere)
+
+
+def zero_sums() -> Sums:
+    """Where the sums of an evaluation start."""
+    return {name: np.zeros((), np.float32) for name in ("loss", "acc1", "acc5", "count")}
 
 
 def evaluate(
@@ -47,7 +53,7 @@ def evaluate(
     Raises:
         RuntimeError: where not exactly `expected_count` images were seen; an accuracy over another set is wrong.
     """
-    sums: Sums = {name: jnp.zeros(()) for name in ("loss", "acc1", "acc5", "count")}
+    sums: Sums = zero_sums()
     for batch in batches:
         sums = eval_step(sums, params, batch)
     totals = {name: float(value) for name, value in to_host(sums).items()}

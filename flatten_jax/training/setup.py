@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from flatten_jax.data import augment, pipeline, sources
 from flatten_jax.models import create_model
 from flatten_jax.training.optimizer import Schedule, make_optimizer, make_schedule
-from flatten_jax.training.sharding import check_divisible, make_mesh, put_batch
+from flatten_jax.training.sharding import check_divisible, make_mesh, over_data, put_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +73,23 @@ class Run:
         )
         return pipeline.prefetch(batches, lambda batch: put_batch(batch, self.mesh))
 
+    def abstract_batches(self) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, jax.ShapeDtypeStruct]]:
+        """What batches of training and of evaluation look like, for compiling before there is one."""
+
+        def batch(size: int, **kinds: str) -> dict[str, jax.ShapeDtypeStruct]:
+            shapes = {"image": (size, *self.model.image_size, 3)}
+            sharding = over_data(self.mesh)
+            return {k: jax.ShapeDtypeStruct(shapes.get(k, (size,)), v, sharding=sharding) for k, v in kinds.items()}
+
+        train_size, eval_size = self.config.train.batch_size, self.config.eval.batch_size
+        return batch(train_size, image="uint8", label="int32"), batch(
+            eval_size, image="uint8", label="int32", mask="bool"
+        )
+
+    @property
+    def num_eval_batches(self) -> int:
+        return -(-len(self.eval_source) // self.config.eval.batch_size)
+
     def position(self, step: int) -> dict[str, Any]:
         """Where in the data a step stands, and what that depends on."""
         epoch, batch = divmod(step, self.steps_per_epoch)
@@ -92,7 +109,7 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     Raises:
         ValueError, FileNotFoundError: with what is wrong and the way out.
     """
-    mesh = make_mesh()
+    mesh = make_mesh(fsdp=config.mesh.fsdp)
     train, model_options = config.train, {k: v for k, v in config.model.items() if v is not None}
     model = create_model(**model_options)
     check_divisible(mesh, **{"train.batch_size": train.batch_size, "eval.batch_size": config.eval.batch_size})

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from flatten_jax.models import dummy_images
 from flatten_jax.training import preprocess
-from flatten_jax.training.sharding import over_data, replicated
+from flatten_jax.training.sharding import by_size, over_data, replicated
 
 
 @flax.struct.dataclass
@@ -40,7 +40,7 @@ def init_state(
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, params, optimizer.init(params), jax.tree.map(jnp.copy, params) if ema else None)
 
-    return jax.jit(init, out_shardings=replicated(mesh))(params)
+    return jax.jit(init, out_shardings=by_size(mesh, jax.eval_shape(init, params)))(params)
 
 
 def abstract_state(
@@ -48,7 +48,9 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and shardings of `init_state`'s result, for restoring into."""
     shapes = jax.eval_shape(lambda: init_state(model, optimizer, seed, ema, mesh))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, by_size(mesh, shapes)
+    )
 
 
 def make_train_step(
@@ -62,8 +64,11 @@ def make_train_step(
 
     A batch is image uint8 (B, height, width, 3) and label int32 (B,), split over the devices. Metrics are scalars of
     this step: loss, learning_rate, grad_norm (before clipping), update_norm.
+
+    With `train.skip_nonfinite_steps` a step where one of them is not finite changes nothing but the number of steps.
     """
     augment, accumulation = config.augment, config.train.accumulation
+    may_skip = config.train.skip_nonfinite_steps > 0
     mixing = preprocess.Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob)
 
     def loss_and_grad(params: Any, images: jax.Array, targets: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
@@ -106,7 +111,14 @@ def make_train_step(
             "grad_norm": optax.global_norm(grads),
             "update_norm": optax.global_norm(updates),
         }
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        new = TrainState(state.step + 1, params, opt_state, ema)
+        if may_skip:
+            finite = jnp.isfinite(jnp.stack([loss, metrics["grad_norm"], metrics["update_norm"]])).all()
+            unchanged = state.replace(step=state.step + 1)
+            new = jax.tree.map(lambda ours, old: jnp.where(finite, ours, old), new, unchanged)
+        return new, metrics
 
-    everywhere = replicated(mesh)
-    return jax.jit(step, donate_argnums=0, in_shardings=(everywhere, over_data(mesh)), out_shardings=everywhere)
+    layout = by_size(mesh, abstract_state(model, optimizer, config.seed, config.train.ema_decay > 0, mesh))
+    return jax.jit(
+        step, donate_argnums=0, in_shardings=(layout, over_data(mesh)), out_shardings=(layout, replicated(mesh))
+    )

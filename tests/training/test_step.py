@@ -1,14 +1,18 @@
 """The training step: the same on any number of devices, with and without accumulation."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from flatten_jax.models import create_model
+from flatten_jax.training import sharding
 from flatten_jax.training.optimizer import make_optimizer, make_schedule
-from flatten_jax.training.sharding import check_divisible, make_mesh, put_batch, to_host
-from flatten_jax.training.step import init_state, make_train_step
+from flatten_jax.training.sharding import by_size, check_divisible, make_mesh, put_batch, to_host
+from flatten_jax.training.step import abstract_state, init_state, make_train_step
 
 from .conftest import tiny
 
@@ -18,9 +22,9 @@ BATCH = {
 }
 
 
-def run_steps(config, devices, steps=3):
+def run_steps(config, devices, steps=3, fsdp=1):
     model = create_model(**{k: v for k, v in config.model.items() if v is not None})
-    mesh = make_mesh(jax.devices()[:devices])
+    mesh = make_mesh(jax.devices()[:devices], fsdp=fsdp)
     schedule = make_schedule(config.optimizer, batch_size=16, warmup_steps=0, total_steps=10)
     optimizer = make_optimizer(config.optimizer, schedule, model.no_weight_decay)
     state = init_state(model, optimizer, config.seed, config.train.ema_decay > 0, mesh)
@@ -57,6 +61,44 @@ def test_eight_devices_do_what_one_does(tiny_config):
 def test_accumulation_does_what_one_batch_does(tiny_config, reference):
     tiny_config.train.accumulation = 2
     agree(run_steps(tiny_config, devices=8), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_sharded_state_does_what_copies_do(tiny_config, reference, monkeypatch, accumulation):
+    monkeypatch.setattr(sharding, "SHARDED_SIZE", 32)  # so that nearly all of this small model is sharded
+    tiny_config.train.accumulation = accumulation
+    agree(run_steps(tiny_config, devices=8, fsdp=2), reference)
+
+
+def test_what_is_sharded_goes_by_size_along_the_longest_axis_that_divides():
+    mesh = make_mesh(fsdp=4)
+    shapes = {(256, 512): P(None, "fsdp"), (514, 256): P(None, "fsdp"), (512, 256): P("fsdp"), (128, 127): P()}
+    shapes |= {(511, 511): P(), (2**14,): P("fsdp"), (2**14 - 4,): P()}
+    for shape, spec in shapes.items():
+        assert by_size(mesh, jax.ShapeDtypeStruct(shape, jnp.float32)).spec == spec, shape
+
+
+def test_a_sharded_state_takes_its_share_of_the_memory():
+    model = create_model("flatten_deit_t", depth=2)
+    optimizer = make_optimizer(tiny().optimizer, lambda step: 1e-3, ())
+    states = [abstract_state(model, optimizer, 0, True, make_mesh(fsdp=fsdp)) for fsdp in (1, 8)]
+    elements = [sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state)) for state in states]
+    assert elements[1] < 0.15 * elements[0]
+
+
+def test_fsdp_that_the_devices_do_not_allow_is_refused():
+    with pytest.raises(ValueError, match=r"mesh\.fsdp=3 does not divide the 8 devices"):
+        make_mesh(fsdp=3)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count_when_it_may_be_skipped(tiny_config):
+    tiny_config.train.update(skip_nonfinite_steps=1, ema_decay=0.9)
+    tiny_config.optimizer.update(learning_rate=1e30)  # the norm of the updates overflows
+    (start, *_, last), losses = run_steps(tiny_config, devices=1)
+    assert last.step == 3
+    jax.tree.map(np.testing.assert_array_equal, last.replace(step=start.step), start)
+    assert losses == [losses[0]] * 3
 
 
 def test_rematerialisation_does_what_keeping_does(tiny_config, reference):
