@@ -1,7 +1,6 @@
 """The console command `flatten-jax`: a thin layer over functions of the package."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -123,23 +122,16 @@ def _export(args: argparse.Namespace) -> None:
         from flatten_jax.training import checkpoint
 
         if model is None:
-            model, saved = _model_of_run(source)
-            options = {**saved, **options}
+            described = checkpoint.model_of_run(checkpoint.find(source)[0])
+            if described is None:
+                raise ValueError(f"{source} has no config.json to tell the model: name it with --model")
+            model, options = described[0], {**described[1], **options}
         model = models.create_model(model, **options)
         params, said = checkpoint.load_weights(source, model)
         print(said)
         source, options = {"params": params}, {}
     print(files.export_file(source, args.target, model, ema=args.ema, overwrite=args.overwrite, **options))
     print(f"written: {args.target}; in PyTorch: model.load_state_dict(safetensors.torch.load_file({args.target!r}))")
-
-
-def _model_of_run(folder: Path) -> tuple[str, dict[str, Any]]:
-    """(name, options) that a run's config.json gives."""
-    config = next((f / "config.json" for f in (folder, *folder.parents[:2]) if (f / "config.json").exists()), None)
-    if config is None:
-        raise FileNotFoundError(f"{folder} has no config.json to tell the model: name it with --model")
-    options = {k: v for k, v in json.loads(config.read_text())["model"].items() if v is not None}
-    return options.pop("name"), options
 
 
 def _plan(args: argparse.Namespace) -> None:

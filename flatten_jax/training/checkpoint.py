@@ -17,6 +17,7 @@ from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from flatten_jax.models import create_model
 from flatten_jax.training import integrity
 from flatten_jax.training.integrity import DamagedCheckpointError
 from flatten_jax.training.sharding import describe_mesh
@@ -245,6 +246,15 @@ def find(path: str | Path) -> tuple[Path, int]:
     raise FileNotFoundError(f"no checkpoint in {path}: give a run's folder or one of its checkpoints/<step>")
 
 
+def model_of_run(path: str | Path) -> tuple[str, dict[str, Any]] | None:
+    """(name, options) of the model that the config of a run says, given its folder or its checkpoints'; or None."""
+    config = next((f for f in (Path(path) / "config.json", Path(path).parent / "config.json") if f.exists()), None)
+    if config is None:
+        return None
+    options = {k: v for k, v in json.loads(config.read_text())["model"].items() if v is not None}
+    return options.pop("name"), options
+
+
 def save_weights(folder: str | Path, params: dict[str, Any]) -> Path:
     """Weights alone, from a converted file say, as a checkpoint of step 0 that can be evaluated and fine-tuned from.
 
@@ -270,13 +280,16 @@ def load_weights(path: str | Path, model: nn.Module, *, new_head: bool = False) 
         FileNotFoundError, ValueError: nothing there, or lists missing, unexpected and misshapen entries together.
     """
     source: Any = Path(path)
+    saved = None
     if source.is_dir():
         folder, step = find(path)
         params, ema = Checkpoints(folder, read_only=True).restore_weights(step)
         source = {"params": params if ema is None else ema}
         path = folder / str(step)
+        described = model_of_run(folder)
+        saved = create_model(described[0], **described[1]) if described else None
     try:
-        variables, report = load_with_report(source, model, new_head=new_head)
+        variables, report = load_with_report(source, model, new_head=new_head, saved=saved)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return variables["params"], f"weights of {path}: {report}"

@@ -101,14 +101,21 @@ def load_with_report(
     ema: bool = False,
     new_head: bool = False,
     resample: bool = True,
+    saved: nn.Module | None = None,
 ) -> tuple[dict[str, Any], Report]:
-    """As `load_weights`; returns the variables and the Report, and logs nothing."""
+    """As `load_weights`; returns the variables and the Report, and logs nothing.
+
+    Args:
+        saved: the model that variables {"params": ...} are of. It tells the grids of another image size, and options
+            that leave no trace in a shape. A file of ours says this itself.
+    """
     label, arrays, info = read_weights(source, ema=ema)
     ours = info.metadata.get("format") == FORMAT
     source_grids = None
     if ours and "model" in info.metadata:
         saved = saved_model(info)
-        _check_same_kind(label, info.metadata["model"], saved, model)
+    if saved is not None:
+        _check_same_kind(label, info.metadata.get("model", "weights"), saved, model)
         source_grids = token_grids(saved) if saved.image_size != model.image_size else None
 
     leaves = flatten_dict(abstract_variables(model)["params"])

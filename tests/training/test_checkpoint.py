@@ -1,5 +1,7 @@
 """Checkpoints hold everything, keep what they should, and give weights away strictly."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,3 +111,25 @@ def test_saved_weights_alone_can_be_loaded(tmp_path, model):
     params = model.init(jax.random.key(0), dummy_images(model))["params"]
     save_weights(tmp_path, params)
     jax.tree.map(np.testing.assert_array_equal, load_weights(tmp_path, model)[0], params)
+
+
+def test_weights_of_a_run_of_another_rectangle_are_resampled_from_its_grid(tmp_path):
+    """16 x 64 pixels have as many tokens as 32 x 32: only the run's config tells them apart."""
+    options = dict(embed_dim=8, depth=1, num_heads=2, num_classes=4, patch_size=8)
+    wide = create_model("flatten_deit_t", image_size=(16, 64), **options)
+    save_run(tmp_path, wide, ema=False)
+    config = {"model": {"name": "flatten_deit_t", "image_size": [16, 64], **options}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights, said = load_weights(tmp_path, create_model("flatten_deit_t", image_size=(32, 128), **options))
+    assert "resampled 2" in said
+    encoding = load_weights(tmp_path, wide)[0]["pos_embed"]
+    middle = weights["pos_embed"].reshape(4, 16, 8)[1:3].mean(0)
+    np.testing.assert_allclose(middle.mean(), encoding.mean(), atol=0.01)
+
+
+def test_weights_of_a_run_with_another_attention_of_the_same_shapes_are_refused(tmp_path, model):
+    save_run(tmp_path, model, ema=False)
+    options = dict(embed_dim=8, depth=1, num_heads=2, image_size=[32, 32], num_classes=4, focusing_factor=4.0)
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"name": "flatten_deit_t", **options}}))
+    with pytest.raises(ValueError, match="focusing_factor=4"):
+        load_weights(tmp_path, model)
