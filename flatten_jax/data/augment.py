@@ -12,6 +12,7 @@ from PIL import Image, ImageFile
 
 from flatten_jax.data import rand_augment
 
+RESIZE_RATIO = 256 / 224  # of the evaluation's resize over its crop, where a run's config does not say another
 CROP_ATTEMPTS = 10  # torchvision RandomResizedCrop.get_params
 
 
@@ -90,6 +91,11 @@ class EvalTransform:
         height, width = self.crop
         image = _resize(image, self.resize).crop((left, top, left + width, top + height))
         return np.asarray(image)
+
+
+def eval_transform(image_size: tuple[int, int], resize_ratio: float = RESIZE_RATIO) -> EvalTransform:
+    """To `resize_ratio` times a model's (height, width), then the crop that it takes."""
+    return EvalTransform(tuple(math.floor(side * resize_ratio + 1e-6) for side in image_size), tuple(image_size))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
+CLASSES_FILE = "classes.json"  # in a run's folder: the name of every class, by label
 MESSAGE_BYTES = 2**15  # room for a config in the one exchange before all others, whose size has to be agreed
 # What may differ between hosts, and what between a run and its resumption: none of it changes what is computed.
 _OF_A_HOST = ("data.workers", "data.data_dir", "data.folder")
@@ -109,11 +110,11 @@ def check_same_everywhere(config: ml_collections.ConfigDict, facts: Mapping[str,
         raise ValueError(f"the processes of this run do not agree:{''.join(lines)}\nStart all with the same command.")
 
 
-def claim(folder: Path, config: ml_collections.ConfigDict) -> None:
-    """Save the config with the run, or compare it with the one that is there.
+def claim(folder: Path, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:
+    """Save the config and the names of the classes with the run, or compare them with those that are there.
 
     Raises:
-        ValueError: the run in `folder` has another config; lists what differs.
+        ValueError: the run in `folder` has another config, or other classes; lists what differs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
@@ -129,10 +130,18 @@ def claim(folder: Path, config: ml_collections.ConfigDict) -> None:
                 f"{folder} holds a run of another config:{lines}\n"
                 "Take another --workdir (and --config.init_from to go on from its weights), or the old values."
             )
+    classes = folder / CLASSES_FILE
+    if classes.exists() and (known := json.loads(classes.read_text())) != list(class_names):
+        only = [sorted(set(a) - set(b))[:5] for a, b in ((known, class_names), (class_names, known))]
+        raise ValueError(
+            f"{folder} holds a run of other classes ({len(known)} there, {len(class_names)} in the data now): "
+            f"only there {only[0]}, only now {only[1]}; take another --workdir, or the data it was started with"
+        )
     if jax.process_index() == 0:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(ours, indent=2) + "\n")
-        temporary.replace(path)
+        for target, content in ((path, ours), (classes, list(class_names))):
+            temporary = target.with_suffix(".tmp")
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+            temporary.replace(target)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

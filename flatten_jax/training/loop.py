@@ -23,7 +23,7 @@ __all__ = ["Preempted", "TrainingDiverged", "evaluate_checkpoint", "train"]
 def train(run: Run, workdir: str, *, wait_seconds: float = 300) -> None:
     """Train to the end, from wherever the run in `workdir` stands.
 
-    Writes `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/<step>/` there.
+    Writes `config.json`, `classes.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/<step>/` there.
 
     Args:
         wait_seconds: how long to wait for other processes to get ready, see `agreement.join`.
@@ -36,7 +36,7 @@ def train(run: Run, workdir: str, *, wait_seconds: float = 300) -> None:
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
     facts = {"steps": total, "evaluation batches": run.num_eval_batches, "checkpoints seen": checkpoints.steps()}
     agreement.check_same_everywhere(config, facts, wait_seconds)
-    agreement.claim(folder, config)
+    agreement.claim(folder, config, run.train_source.class_names)
     newest = checkpoints.newest()
     start = newest or 0
     every = {kind: run.in_steps(config[kind].every_epochs) for kind in ("eval", "checkpoint")}

@@ -1,7 +1,6 @@
 """From a config to everything a run needs, checked before anything is compiled."""
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,11 +60,10 @@ class Run:
 
     def eval_batches(self) -> Iterator[dict[str, jax.Array]]:
         """The evaluation set once, on the devices."""
-        config, size = self.config, self.model.image_size
-        resize = tuple(math.floor(side * config.eval.resize_ratio + 1e-6) for side in size)
+        config = self.config
         batches = pipeline.eval_batches(
             self.eval_source,
-            augment.EvalTransform(resize, size),
+            augment.eval_transform(self.model.image_size, config.eval.resize_ratio),
             batch_size=config.eval.batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
