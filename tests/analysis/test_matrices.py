@@ -1,0 +1,45 @@
+"""The measures on matrices whose answer is known."""
+
+import numpy as np
+import pytest
+
+from flatten_jax.analysis import depthwise_matrix, distance, entropy, numerical_rank, stretch_matrix
+from flatten_jax.attention import depthwise_conv
+
+IDENTITY, UNIFORM = np.eye(6), np.full((6, 6), 1 / 6)
+
+
+def test_depthwise_matrix_is_the_convolution():
+    rng = np.random.default_rng(0)
+    kernel, x = rng.standard_normal((5, 5, 3)), rng.standard_normal((1, 3, 4, 3))
+    matrix = depthwise_matrix(kernel, (3, 4))
+    expected = depthwise_conv(x.astype(np.float32), kernel.astype(np.float32))
+    np.testing.assert_allclose(np.einsum("cnm,mc->nc", matrix, x.reshape(12, 3)), expected.reshape(12, 3), atol=1e-5)
+    np.testing.assert_array_equal(depthwise_matrix(kernel, (3, 4), tokens=[7, 2]), matrix[:, [7, 2]])
+
+
+def test_stretch_matrix_interpolates():
+    np.testing.assert_allclose(stretch_matrix(4, 2), [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
+
+
+def test_rank_counts_what_float32_can_tell_from_nothing():
+    rng = np.random.default_rng(0)
+    low = rng.standard_normal((2, 9, 4)) @ rng.standard_normal((2, 4, 7))
+    np.testing.assert_array_equal(numerical_rank(low + 1e-7 * rng.standard_normal((2, 9, 7))), 4)
+    assert numerical_rank(np.diag([1.0, 1e-2, 1e-4])) == 3
+    assert numerical_rank(np.diag([1.0, 1e-2, 1e-4]), tolerance=1e-3) == 2
+    assert numerical_rank(np.zeros((3, 3))) == 0
+
+
+@pytest.mark.parametrize(
+    "matrix, expected", [(IDENTITY, 0), (UNIFORM, np.log(6)), (np.array([[0.0, -2.0, 2.0]]), np.log(2))]
+)
+def test_entropy(matrix, expected):
+    np.testing.assert_allclose(entropy(matrix), expected, atol=1e-12)
+
+
+def test_distance_is_weighted_and_leaves_out_what_has_no_place():
+    places = np.array([[0, 0], [0, 3], [4, 0], [np.nan, np.nan]])
+    rows = np.array([[0.0, 0.5, 0.5, 0.0], [0.2, 0.2, 0.0, 0.6]])
+    np.testing.assert_allclose(distance(rows, places[:2], places), [3.5, 1.5])
+    assert np.isnan(distance(rows[:1], places[3:], places)).all()
