@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+_SOURCE = "a run's folder, one of its checkpoints/<step>, a folder of `share`, or a file of weights"
+
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="flatten-jax", description="Focused linear attention vision transformers.")
@@ -23,10 +25,32 @@ def main(argv: list[str] | None = None) -> None:
     command.set_defaults(run=_convert)
 
     command = commands.add_parser("export", help="weights under PyTorch's names, for the release's own classes")
-    command.add_argument("source", help="a run's folder, or a file that `convert` wrote")
-    command.add_argument("target", help="a .safetensors file to write")
+    command.add_argument("source", help=_SOURCE)
+    command.add_argument("target", help="a .safetensors file to write; with --stablehlo a .stablehlo file")
     _add_model_arguments(command)
+    command.add_argument("--stablehlo", action="store_true", help="write the function itself, for any batch size")
     command.set_defaults(run=_export)
+
+    command = commands.add_parser("predict", help="the likeliest classes of pictures")
+    command.add_argument("pictures", nargs="+", help="files, folders, or patterns in quotes, such as 'a/**/*.jpg'")
+    command.add_argument("--from", dest="source", help=_SOURCE)
+    _add_model_arguments(command)
+    command.add_argument("--random", action="store_true", help="random weights for --model, to try without any")
+    command.add_argument("--top", type=int, default=5, help="how many classes (default 5)")
+    command.add_argument("--batch-size", type=int, default=32, help="pictures computed at a time (default 32)")
+    command.add_argument("--format", choices=("text", "csv", "json"), default="text")
+    command.add_argument("--output", metavar="FILE", help="write there instead of printing")
+    command.set_defaults(run=_predict)
+
+    command = commands.add_parser("share", help="a folder with weights, config and model card, for others to load")
+    command.add_argument("source", help=f"{_SOURCE}; of a run, its best kept checkpoint")
+    command.add_argument("folder", help="to write model.safetensors, config.json and README.md into")
+    _add_model_arguments(command)
+    command.add_argument("--licence", help="of the weights, as the Hugging Face Hub calls it, such as apache-2.0")
+    command.add_argument("--push", metavar="OWNER/NAME", help="upload it there as well, to the Hugging Face Hub")
+    command.add_argument("--revision", help="with --push: a branch (default: main)")
+    command.add_argument("--private", action="store_true", default=None, help="with --push: not for everyone")
+    command.set_defaults(run=_share)
 
     command = commands.add_parser(
         "plan",
@@ -113,25 +137,65 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from flatten_jax import models
     from flatten_jax.weights import files
 
     source: Any = Path(args.source)
     model, options = args.model, _model_options(args)
-    if source.is_dir():
-        from flatten_jax.training import checkpoint
+    if args.stablehlo or source.is_dir():
+        trained = _load_trained(args)
+        print(trained.said)
+        model, source, options = trained.model, trained.variables, {}
+    if args.stablehlo:
+        from flatten_jax import stablehlo
 
-        if model is None:
-            described = checkpoint.model_of_run(checkpoint.find(source)[0])
-            if described is None:
-                raise ValueError(f"{source} has no config.json to tell the model: name it with --model")
-            model, options = described[0], {**described[1], **options}
-        model = models.create_model(model, **options)
-        params, said = checkpoint.load_weights(source, model)
-        print(said)
-        source, options = {"params": params}, {}
+        exported = stablehlo.export_stablehlo(model, source, args.target, overwrite=args.overwrite)
+        print(f"written: {args.target}, {exported.in_avals[0]} -> {exported.out_avals[0]}, for any b")
+        print(f"in JAX: jax.export.deserialize(bytearray(open({args.target!r}, 'rb').read())).call(normalised_images)")
+        return
     print(files.export_file(source, args.target, model, ema=args.ema, overwrite=args.overwrite, **options))
     print(f"written: {args.target}; in PyTorch: model.load_state_dict(safetensors.torch.load_file({args.target!r}))")
+
+
+def _load_trained(args: argparse.Namespace, best: bool = False) -> Any:
+    from flatten_jax.trained import load_trained
+
+    return load_trained(args.source, args.model, ema=args.ema, best=best, **_model_options(args))
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from flatten_jax import predict
+
+    if args.random == bool(args.source) or (args.random and not args.model):
+        raise ValueError("predict needs weights (--from), or a model without them (--model NAME --random)")
+    if args.output and Path(args.output).exists() and not args.overwrite:
+        raise ValueError(f"{args.output} exists already: choose another name, or --overwrite")
+    if args.random:
+        from flatten_jax.trained import random_weights
+
+        trained = random_weights(args.model, **_model_options(args))
+    else:
+        trained = _load_trained(args)
+    print(trained.said, file=sys.stderr)
+    predictor = predict.Predictor(trained.model, trained.variables, trained.class_names, trained.resize_ratio)
+    pictures = predict.find_pictures(args.pictures)
+    predictions = predictor(pictures, top=args.top, batch_size=args.batch_size)
+    failed = predict.report(predictions, len(pictures), args.format, args.output, overwrite=args.overwrite)
+    if failed:
+        raise ValueError(f"{failed} of {len(pictures)} pictures could not be read")
+
+
+def _share(args: argparse.Namespace) -> None:
+    from flatten_jax import hub
+
+    trained = _load_trained(args, best=True)
+    print(trained.said)
+    known = {k: getattr(trained, k) for k in ("class_names", "resize_ratio", "evaluation", "dataset", "origin")}
+    hub.save_pretrained(
+        args.folder, trained.model, trained.variables, **known, licence=args.licence, overwrite=args.overwrite
+    )
+    print(f"written: {args.folder}, for `flatten-jax predict --from {args.folder}` and flatten_jax.hub.from_pretrained")
+    if args.push:
+        print(f"pushed: {hub.push_to_hub(args.folder, args.push, revision=args.revision, private=args.private)}")
 
 
 def _plan(args: argparse.Namespace) -> None:

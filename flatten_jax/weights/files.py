@@ -21,6 +21,7 @@ from flatten_jax.weights.guess import guess_model
 from flatten_jax.weights.load import FORMAT, Report, focusing_factor, load_with_report, read_weights, saved_model
 
 LICENCE_NOTE = "weights of the FLatten release carry no licence; check before redistribution"
+_ORIGIN = ("source", "source_sha256", "source_weights", "licence")  # keys of the metadata
 _OF_TRAINING = ("dtype", "drop_path", "remat")  # options that do not belong to the weights
 
 
@@ -74,12 +75,9 @@ def convert_file(
         What became of each entry; str() of it is the report.
     """
     _check_target(target, overwrite)
-    name, built, found = _model_of(source, model, ema, options)
+    built, name, found = model_of(source, model, ema=ema, **options)
     variables, report = load_with_report(source, built, ema=ema, new_head=new_head)
-    origin = {"source": Path(source).name, "source_sha256": sha256(source), "licence": LICENCE_NOTE}
-    if ema:
-        origin["source_weights"] = "moving average"
-    save_weights(target, variables, name, found, metadata=origin, overwrite=overwrite)
+    save_weights(target, variables, name, found, metadata=_origin(source, ema), overwrite=overwrite)
     return report
 
 
@@ -104,7 +102,7 @@ def export_file(
     """
     _check_target(target, overwrite)
     if not isinstance(model, nn.Module):
-        _, model, _ = _model_of(source, model, ema, options)
+        model, _, _ = model_of(source, model, ema=ema, **options)
     variables, report = load_with_report(source, model, ema=ema)
     _write(target, to_torch(variables, model), {"format": "pt", "licence": LICENCE_NOTE}, overwrite)
     return report
@@ -116,10 +114,23 @@ def sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _model_of(
-    source: Any, name: str | None, ema: bool, options: Mapping[str, Any]
-) -> tuple[str, nn.Module, dict[str, Any]]:
-    """(name, module, options) of the model that `source` is for; what it says of itself yields to `options`."""
+def origin_of(source: str | os.PathLike, *, ema: bool = False) -> dict[str, str]:
+    """Where the weights of a file are from: what `convert_file` wrote into it, or the file itself."""
+    metadata = read_weights(source, ema=ema)[2].metadata
+    if metadata.get("format") == FORMAT:
+        return {key: metadata[key] for key in _ORIGIN if key in metadata} or {"source": Path(source).name}
+    return _origin(source, ema)
+
+
+def _origin(source: str | os.PathLike, ema: bool) -> dict[str, str]:
+    found = {"source": Path(source).name, "source_sha256": sha256(source), "licence": LICENCE_NOTE}
+    return {**found, "source_weights": "moving average"} if ema else found
+
+
+def model_of(
+    source: Any, name: str | None = None, *, ema: bool = False, **options: Any
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """(module, name, options) of the model that `source` is for; what it says of itself yields to `options`."""
     found: dict[str, Any] = {}
     if name is None:
         label, arrays, info = read_weights(source, ema=ema)
@@ -136,7 +147,7 @@ def _model_of(
             except ValueError as error:
                 raise ValueError(f"{label}: {error}; give the model's name (--model)") from error
     found = {**found, **options}
-    return name, create_model(name, **found), found
+    return create_model(name, **found), name, found
 
 
 def _check_target(target: str | os.PathLike, overwrite: bool) -> None:

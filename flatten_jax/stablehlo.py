@@ -1,0 +1,52 @@
+"""A model as StableHLO: one file that computes its logits anywhere JAX or another StableHLO runtime is, without us."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import export
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export_stablehlo(
+    model: nn.Module, variables: Mapping[str, Any], target: str | os.PathLike, *, overwrite: bool = False
+) -> export.Exported:
+    """The function images (b, height, width, 3), float32 and normalised -> logits (b, num_classes), for any b.
+
+    The weights are constants in it: the file needs no other to go with, and whoever runs it needs not know how Flax
+    orders parameters. In exchange it is as large as the weights, and other weights are another export.
+
+        exported = jax.export.deserialize(bytearray(Path(target).read_bytes()))
+        logits = exported.call(images)
+
+    Args:
+        model: from `create_model`.
+        variables: {"params": ...} of it.
+        target: ends in .stablehlo.
+        overwrite: replace an existing file; otherwise that is a ValueError.
+
+    Returns:
+        what was written.
+    """
+    target = Path(target)
+    if target.suffix != ".stablehlo":
+        raise ValueError(f"the target {target} must end in .stablehlo")
+    if target.exists() and not overwrite:
+        raise ValueError(f"{target} exists already: choose another name, or overwrite=True (--overwrite)")
+    variables = jax.device_put(dict(variables))
+    (batch,) = export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, *model.image_size, 3), jnp.float32)
+    exported = export.export(jax.jit(lambda images: model.apply(variables, images)), platforms=PLATFORMS)(images)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(exported.serialize())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return exported

@@ -1,0 +1,145 @@
+"""A trained model from wherever it lies: a run's folder, one of its checkpoints, a shared folder, a file of weights."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from flatten_jax import hub
+from flatten_jax.data import imagenet
+from flatten_jax.data.augment import RESIZE_RATIO
+from flatten_jax.models import create_model, dummy_images
+from flatten_jax.training import checkpoint
+from flatten_jax.training.agreement import CLASSES_FILE
+from flatten_jax.weights import files
+from flatten_jax.weights.load import load_with_report
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model, its weights, and what is known of them.
+
+    Attributes:
+        model: from `create_model`.
+        variables: {"params": ...} of it; of a run, the moving average if it has one.
+        class_names: one for each label, or None where nothing says them.
+        resize_ratio: of the evaluation's resize over the model's size.
+        evaluation: of these very weights, as the run wrote it, and the `dataset` that it is on; or None.
+        origin: where the weights are from: {what: value}.
+        said: what was loaded, for people.
+    """
+
+    model: nn.Module
+    variables: dict[str, Any]
+    class_names: tuple[str, ...] | None = None
+    resize_ratio: float = RESIZE_RATIO
+    evaluation: Mapping[str, float] | None = None
+    dataset: str | None = None
+    origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    said: str = ""
+
+
+def load_trained(
+    source: str | os.PathLike, name: str | None = None, *, ema: bool = False, best: bool = False, **options: Any
+) -> Trained:
+    """Opens `source`.
+
+    Args:
+        source: a run's folder (the newest checkpoint), one of its checkpoints/<step>, a folder of
+            `hub.save_pretrained`, or a file that `load_weights` takes.
+        name: of the model, where `source` does not say it or it cannot be guessed from shapes.
+        ema: take the moving average that a file holds.
+        best: of a run, the kept checkpoint that was evaluated best instead of the newest.
+        **options: of `create_model`, where they differ from what `source` says.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing there, or weights that do not fit the model.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {source}: give a run's folder, a shared folder or a file of weights")
+    if path.is_dir() and ema:
+        raise ValueError(f"ema=True is for files; of {source} the moving average is taken anyway, where there is one")
+    if (path / hub.WEIGHTS).is_file():
+        trained = _of_shared(path, name, options)
+    elif path.is_dir():
+        trained = _of_run(path, name, best, options)
+    else:
+        trained = _of_file(path, name, ema, options)
+    return _named(trained, source)
+
+
+def random_weights(name: str, **options: Any) -> Trained:
+    """A model that has learned nothing, to try what is done with one."""
+    model = create_model(name, **options)
+    variables = jax.jit(model.init)(jax.random.key(0), dummy_images(model))
+    return _named(Trained(model, variables, said=f"WARNING: {name} has RANDOM weights; its answers mean nothing"), name)
+
+
+def _named(trained: Trained, source: Any) -> Trained:
+    """With ImageNet's classes where nothing says others, and checked."""
+    names = trained.class_names
+    if names is None and trained.model.num_classes == 1000:
+        names = tuple(imagenet.class_names())
+        trained = dataclasses.replace(trained, said=f"{trained.said}\n  note: 1000 classes are taken for ImageNet's")
+    if names is not None and len(names) != trained.model.num_classes:
+        raise ValueError(f"{source} names {len(names)} classes, and the model has {trained.model.num_classes}")
+    return dataclasses.replace(trained, class_names=names)
+
+
+def _of_shared(path: Path, name: str | None, options: Mapping[str, Any]) -> Trained:
+    config = hub.read_config(path)
+    model = create_model(name or config["model"], **{**config["options"], **options})
+    variables, report = load_with_report(path / hub.WEIGHTS, model)
+    unchanged = not options  # an evaluation at another image size is another evaluation
+    return Trained(
+        model=model,
+        variables=variables,
+        class_names=None if config["class_names"] is None else tuple(config["class_names"]),
+        resize_ratio=config["resize_ratio"],
+        evaluation=config["evaluation"] if unchanged else None,
+        dataset=config["dataset"],
+        origin=config["origin"],
+        said=f"weights of {report}",
+    )
+
+
+def _of_run(path: Path, name: str | None, best: bool, options: Mapping[str, Any]) -> Trained:
+    folder, step = checkpoint.find(path)
+    checkpoints = checkpoint.Checkpoints(folder, read_only=True)
+    if best and not path.name.isdigit() and (found := checkpoints.best()):
+        step = found[0]
+    described = checkpoint.model_of_run(folder)
+    if name is None:
+        if described is None:
+            raise ValueError(f"{path} has no config.json to tell the model: give its name (--model)")
+        name, options = described[0], {**described[1], **options}
+    model = create_model(name, **options)
+    params, said = checkpoint.load_weights(folder / str(step), model)
+
+    home = folder if (folder / "config.json").exists() else folder.parent
+    config = json.loads((home / "config.json").read_text()) if described else {}
+    classes = home / CLASSES_FILE
+    unchanged = described is not None and model == create_model(described[0], **described[1])
+    return Trained(
+        model=model,
+        variables={"params": params},
+        class_names=tuple(json.loads(classes.read_text())) if classes.exists() else None,
+        resize_ratio=config.get("eval", {}).get("resize_ratio", RESIZE_RATIO),
+        evaluation=checkpoints.evaluation(step) if unchanged else None,
+        dataset=config.get("data", {}).get("name"),
+        origin={"source": f"step {step} of the run {home.resolve().name}"},
+        said=said,
+    )
+
+
+def _of_file(path: Path, name: str | None, ema: bool, options: Mapping[str, Any]) -> Trained:
+    model, _, _ = files.model_of(path, name, ema=ema, **options)
+    variables, report = load_with_report(path, model, ema=ema)
+    origin = files.origin_of(path, ema=ema)
+    return Trained(model=model, variables=variables, origin=origin, said=f"weights of {report}")
