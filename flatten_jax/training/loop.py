@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
 from flatten_jax.training import agreement
 from flatten_jax.training.checkpoint import Checkpoints, load_weights
@@ -97,6 +98,7 @@ def train(run: Run, workdir: str, *, wait_seconds: float = 300) -> None:
             raise
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     _say(f"finished {total} steps ({total - start} of them now, in {minutes} min {seconds} s).")
+    _draw_curves(folder)
     _say(_results(checkpoints, folder))
 
 
@@ -158,6 +160,17 @@ def _evaluate(
             values = evaluate(eval_step, tree, watch(batches), len(run.eval_source))
         result |= {f"{prefix}/{name}": value for name, value in values.items()}
     return result
+
+
+def _draw_curves(folder: Path) -> None:
+    if jax.process_index():
+        return
+    try:
+        from flatten_jax.analysis import curves  # matplotlib, which only this needs
+
+        curves.draw_curves([folder], folder / "curves.png")
+    except Exception as error:  # of whatever library: no picture is worth a run
+        logging.warning("%s cannot be drawn, the run itself is complete: %s", folder / "curves.png", error)
 
 
 def _say(text: str) -> None:
