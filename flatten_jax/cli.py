@@ -61,6 +61,37 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--topology", nargs="+", required=True, help="v5e:4x8, v4:2x2x2, ... (jax[tpu]), or cpu:8")
     command.set_defaults(run=_plan)
 
+    command = commands.add_parser("visualize", help="draw what a model attends to in pictures")
+    command.add_argument("pictures", nargs="*", help="files, folders, or patterns in quotes, such as 'a/**/*.jpg'")
+    command.add_argument("--from", dest="source", help=_SOURCE)
+    _add_model_arguments(command)
+    command.add_argument("--random", action="store_true", help="random weights for --model, to try without any")
+    command.add_argument(
+        "--figure",
+        choices=("attention", "spectra", "depth", "focus"),
+        default="attention",
+        help="maps of the queries (default), singular values and ranks, entropy and distance by depth, or, without "
+        "model and pictures, the focused map in two dimensions",
+    )
+    command.add_argument("--block", type=int, default=-1, help="from 0, or from -1 backwards (default: the last)")
+    command.add_argument("--head", type=int, default=0, help="of the spectra")
+    command.add_argument(
+        "--query",
+        type=float,
+        nargs=2,
+        action="append",
+        metavar=("DOWN", "RIGHT"),
+        help="a place, as shares of height and width (default 0.5 0.5); may be repeated",
+    )
+    command.add_argument("--output", required=True, metavar="FILE", help="a .png, .svg or .pdf file to write")
+    command.set_defaults(run=_visualize)
+
+    command = commands.add_parser("curves", help="draw the training curves of one or more runs")
+    command.add_argument("runs", nargs="+", help="folders of runs, which may still be under way")
+    command.add_argument("--output", default="curves.png", metavar="FILE", help="to write (default curves.png)")
+    command.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
+    command.set_defaults(run=_curves)
+
     command = commands.add_parser("prepare", help="build a TFDS data set as ArrayRecord, such as imagenet2012")
     command.add_argument("name", help="imagenet2012, digits, or another TFDS name")
     command.add_argument("--manual_dir", help="folder with the files that cannot be downloaded: ImageNet's two tars")
@@ -232,6 +263,42 @@ def _load_config(path: str, overrides: list[str]) -> Any:
     if unknown:
         raise ValueError(f"unexpected arguments {unknown}; overrides are written --config.x.y=value")
     return values.config
+
+
+def _visualize(args: argparse.Namespace) -> None:
+    if Path(args.output).exists() and not args.overwrite:
+        raise ValueError(f"{args.output} exists already: choose another name, or --overwrite")
+    if args.figure == "focus":
+        if args.pictures or args.source or args.model:
+            raise ValueError("--figure focus shows the map itself: it takes neither pictures nor a model")
+        from flatten_jax.analysis import figures
+
+        figure = figures.focus(focusing_factors=(1, 2, 3, 4))
+    else:
+        if args.random == bool(args.source) or (args.random and not args.model):
+            raise ValueError("visualize needs weights (--from), or a model without them (--model NAME --random)")
+        from flatten_jax import predict
+        from flatten_jax.analysis.visualize import CENTRE, visualize
+        from flatten_jax.data.augment import decode, eval_transform
+        from flatten_jax.trained import random_weights
+
+        trained = random_weights(args.model, **_model_options(args)) if args.random else _load_trained(args)
+        print(trained.said, file=sys.stderr)
+        transform = eval_transform(trained.model.image_size, trained.resize_ratio)
+        pictures = [transform(decode(Path(file).read_bytes(), file)) for file in predict.find_pictures(args.pictures)]
+        options = dict(block=args.block, head=args.head, queries=args.query or [CENTRE])
+        figure = visualize(trained.model, trained.variables, pictures, args.figure, **options)
+    figure.savefig(args.output, dpi=120)
+    print(f"written: {args.output}")
+
+
+def _curves(args: argparse.Namespace) -> None:
+    if Path(args.output).exists() and not args.overwrite:
+        raise ValueError(f"{args.output} exists already: choose another name, or --overwrite")
+    from flatten_jax.analysis import curves
+
+    curves.draw_curves(args.runs, args.output)
+    print(f"written: {args.output}")
 
 
 def _prepare(args: argparse.Namespace) -> None:

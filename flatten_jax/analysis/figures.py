@@ -16,40 +16,40 @@ KEYS = ((0.43, 0.87), (0.54, 0.30), (0.97, 0.32), (0.86, 0.14))
 
 
 def attention_maps(
-    picture: np.ndarray, maps: Mapping[str, Sequence[np.ndarray]], queries: Sequence[tuple[int, int]]
+    pictures: Sequence[np.ndarray],
+    queries: Sequence[tuple[int, int]],
+    maps: Mapping[str, Sequence[np.ndarray]],
+    title: str = "",
 ) -> Figure:
-    """A row for each query: the picture with the query marked, then what it attends to, one map after the other.
+    """A row for each query: its picture with the query marked, then what it attends to, one attention after the other.
 
     Each map has its own colours, from 0 to its largest value, which stands above it as a multiple of the mean.
 
     Args:
-        picture: (height, width, 3) uint8.
-        maps: title -> a map (rows, columns) of the token grid for each query, as `query_maps` gives them.
-        queries: (row, column) on that grid.
+        pictures: of each row, (height, width, 3) uint8.
+        queries: of each row, (row, column) on the grid of tokens.
+        maps: name -> of each row, (rows, columns) of that grid: see `profile.query_maps`.
     """
-    height, width = picture.shape[:2]
-    figure = Figure(
-        figsize=(2.2 * (1 + len(maps)) + 0.6, 2.2 * len(queries) * height / width + 0.7), layout="constrained"
-    )
+    height, width = pictures[0].shape[:2]
+    size = (2.2 * (1 + len(maps)) + 0.6, 2.2 * len(queries) * height / width + 0.7)
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(queries), 1 + len(maps), squeeze=False)
-    shading = None
-    for i, (query, row) in enumerate(zip(queries, grid, strict=True)):
-        row[0].imshow(picture, extent=(0, width, height, 0))
-        row[0].set_title("picture and query" if i == 0 else "", fontsize=10)
-        for axes, (title, values) in zip(row[1:], maps.items(), strict=True):
-            value = values[i] / values[i].max()
-            shading = axes.imshow(
-                value, cmap=MAP, vmin=0, vmax=1, extent=(0, width, height, 0), interpolation="nearest"
-            )
-            peak = f"largest: {values[i].max() / values[i].mean():.1f} x mean"
-            axes.set_title(f"{title}\n{peak}" if i == 0 else peak, fontsize=10 if i == 0 else 9)
+    whole = dict(extent=(0, width, height, 0), interpolation="nearest")
+    for i, (picture, query, row) in enumerate(zip(pictures, queries, grid, strict=True)):
+        row[0].imshow(picture, **whole)
+        row[0].set_title("" if i else "picture and query", fontsize=10)
+        for axes, (name, values) in zip(row[1:], maps.items(), strict=True):
+            value = values[i]
+            shading = axes.imshow(value / value.max(), cmap=MAP, vmin=0, vmax=1, **whole)
+            peak = f"largest: {value.max() / value.mean():.1f} x mean"
+            axes.set_title(peak if i else f"{name}\n{peak}", fontsize=9 if i else 10)
         for axes in row:
             axes.set(xticks=[], yticks=[])
-            rows, columns = (values[i] if maps else picture).shape[:2]
+            rows, columns = value.shape
             _mark(axes, (query[1] + 0.5) * width / columns, (query[0] + 0.5) * height / rows)
-    if shading is not None:
-        bar = figure.colorbar(shading, ax=grid, shrink=0.8, ticks=(0, 1), aspect=40)
-        bar.ax.set_yticklabels(("0", "largest"))
+    figure.suptitle(title)
+    bar = figure.colorbar(shading, ax=grid, shrink=0.8, ticks=(0, 1), aspect=40)
+    bar.ax.set_yticklabels(("0", "largest"))
     return figure
 
 
@@ -59,23 +59,26 @@ def _mark(axes: Axes, x: float, y: float) -> None:
     axes.plot(x, y, marker="+", markersize=10, markeredgewidth=1.4, color="white")
 
 
-def spectra(values: Mapping[str, np.ndarray], ranks: Mapping[str, int], head_width: int | None = None) -> Figure:
+def spectra(
+    values: Mapping[str, np.ndarray], ranks: Mapping[str, int], head_width: int | None = None, title: str = ""
+) -> Figure:
     """Singular values of attention matrices, divided by the largest, with the rank in the legend.
 
     Args:
-        values: title -> (N,) singular values, descending.
-        ranks: title -> numerical rank.
+        values: name -> (N,) singular values, descending.
+        ranks: name -> numerical rank.
         head_width: d, the bound of linear attention, drawn as a vertical line.
     """
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
-    for (title, singular), style in zip(values.items(), LINES, strict=False):
-        label = f"{title}: rank {ranks[title]} of {len(singular)}"
+    for (name, singular), style in zip(values.items(), LINES, strict=False):
+        label = f"{name}: rank {ranks[name]} of {len(singular)}"
         axes.semilogy(np.arange(1, len(singular) + 1), singular / singular[0], label=label, linewidth=1.8, **style)
     if head_width is not None:
         axes.axvline(head_width, color="black", linewidth=0.8)
         place = dict(xy=(head_width, 1.5e-8), xytext=(3, 0), textcoords="offset points")
         axes.annotate(f"head width {head_width}", **place, fontsize=8)
+    axes.set_title(title, fontsize=10)
     axes.set(xlabel="number of the singular value", ylabel="singular value / largest", ylim=(1e-8, 1.8))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -93,10 +93,13 @@ def query_maps(
     depthwise branch comes with the layer's own attention, where it has one.
     """
     kinds = ["softmax", "linear", "focused"] + (["effective"] if layers[0].has_branch else [])
-    titles = {kind: TITLES[kind] for kind in kinds}
-    if layers[0].kind == "softmax" and layers[0].has_branch:
-        titles["effective"] = "softmax + LePE"
+    titles = {**TITLES, "effective": branch_title(layers[0])}
     return {titles[kind]: [query_map(layers, query, kind, picture) for query in queries] for kind in kinds}
+
+
+def branch_title(layer: Layer) -> str:
+    """What a layer's own attention with its depthwise branch is called; softmax has none but CSwin's LePE."""
+    return TITLES["effective"] if layer.kind == "focused" else "softmax + LePE"
 
 
 def of_block(layers: Sequence[Layer], block: int) -> list[Layer]:
