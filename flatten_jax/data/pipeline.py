@@ -263,6 +263,8 @@ def _order(seed: int, epoch: int, size: int) -> np.ndarray:
 
 def _picture(example: Example, transform: Callable[..., np.ndarray], *arguments: Any) -> tuple[np.ndarray, int]:
     try:
+        if from_file := getattr(transform, "from_file", None):
+            return from_file(example.image, example.name, *arguments), example.label
         return transform(decode(example.image, example.name), *arguments), example.label
     except CorruptImageError:
         raise

@@ -85,6 +85,31 @@ def test_a_cut_file_fails_by_name(format, keep):
         decode(data[: int(keep * len(data))], "train/n01440764_10.JPEG")
 
 
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"mode": "L"}], ids=str)
+def test_whole_jpegs_get_the_pixels_of_pillow_without_it(options, monkeypatch):
+    image = Image.fromarray(noise(37, 51)).convert(options.pop("mode", "RGB"))
+    data = encoded(image, "JPEG", **options)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    monkeypatch.setattr(Image, "open", None)
+    np.testing.assert_array_equal(np.asarray(decode(data, "x")), expected)
+
+
+def test_damage_inside_a_jpeg_is_left_to_pillow():
+    data = bytearray(encoded(Image.fromarray(noise(64, 64)), "JPEG"))
+    data[-1500:-1400] = bytes(100)
+    assert augment._decode_jpeg(bytes(data), (64, 64)) is None
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(decode(bytes(data), "x")), expected)
+    transform, rng = TrainTransform((64, 64), (1, 1), (1, 1), hflip=0, rand_augment=""), np.random.default_rng(0)
+    np.testing.assert_array_equal(transform.from_file(bytes(data), "x", rng), expected)
+
+
+def test_a_header_that_promises_too_many_pixels_is_corrupt():
+    data = encoded(Image.new("RGB", (300, 200)), "JPEG")
+    with pytest.raises(CorruptImageError, match="DecompressionBomb"):
+        decode(data.replace(b"\x00\xc8\x01\x2c", b"\xff\x00\xff\x00"), "x")
+
+
 def test_garbage_fails_by_name():
     with pytest.raises(CorruptImageError, match=r"'x\.JPEG'"):
         decode(b"\xff\xd8\xff" + bytes(range(256)) * 8, "x.JPEG")
@@ -166,9 +191,58 @@ def test_train_transform_without_randomness_is_a_resize():
     transform = TrainTransform((8, 8), scale=(1, 1), ratio=(1, 1), hflip=0.0, rand_augment="")
     picture = noise(8, 8)
     np.testing.assert_array_equal(transform(Image.fromarray(picture), np.random.default_rng(0)), picture)
-    large = Image.fromarray(noise(31, 31))
-    expected = np.asarray(large.resize((8, 8), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(transform(large, np.random.default_rng(0)), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(31, 31), (19, 5), (1, 1)])
+def test_train_resize_is_the_antialiased_bicubic_filter(height, width):
+    def weights(length, size):
+        """Catmull-Rom, widened when it shrinks; the pixels outside of the picture do not count."""
+        scale = length / size
+        centres = (np.arange(size)[:, None] + 0.5) * scale - 0.5
+        x = np.abs(np.arange(length) - centres) / max(scale, 1)
+        w = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
+        return w / w.sum(axis=1, keepdims=True)
+
+    picture = 64 + noise(height, width) // 2  # in the middle of the range, so that nothing is clipped
+    expected = np.einsum("yh,hwc,xw->yxc", weights(height, 8), picture, weights(width, 8))
+    found = np.asarray(augment._resize(picture, (8, 8))).astype(float)
+    pillow = np.asarray(Image.fromarray(picture).resize((8, 8), Image.Resampling.BICUBIC)).astype(float)
+    assert np.abs(found - expected).max() < 1.1  # two roundings
+    assert np.abs(found - pillow).max() <= 1
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "array"])
+def test_from_file_is_decoding_and_transforming(format):
+    picture = noise(40, 50)
+    data = picture if format == "array" else encoded(Image.fromarray(picture), format)
+    transform = TrainTransform((24, 32))
+    for seed in range(4):
+        expected = transform(decode(data, "x"), np.random.default_rng(seed))
+        np.testing.assert_array_equal(transform.from_file(data, "x", np.random.default_rng(seed)), expected)
+
+
+@pytest.mark.parametrize(("size", "reduction"), [(100, 1), (99, 2), (49, 4), (24, 8), (12, 8)])
+def test_a_large_crop_is_decoded_at_a_fraction(size, reduction, monkeypatch):
+    y, x = np.mgrid[:199, :301] / 20
+    picture = np.stack([127 + 100 * np.sin(x), 127 + 100 * np.cos(y), 127 + 50 * np.sin(x + y)], -1).astype(np.uint8)
+    data, seen = encoded(Image.fromarray(picture), "JPEG", quality=95), []
+    whole = augment._decode_jpeg
+    monkeypatch.setattr(augment, "_decode_jpeg", lambda *arguments: seen.append(arguments[2:]) or whole(*arguments))
+    transform = TrainTransform((size, size), scale=(1, 1), ratio=(1, 1), hflip=0, rand_augment="")
+    found = transform.from_file(data, "x", np.random.default_rng(0)).astype(float)
+    assert seen == [(reduction,)]
+    expected = transform(Image.fromarray(picture), np.random.default_rng(0))
+    assert np.abs(found - expected).mean() < 1.5
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.7, 0.98])
+def test_a_cut_file_fails_even_where_the_crop_is_whole(keep):
+    data = encoded(Image.fromarray(noise(64, 64)), "JPEG")
+    transform, rng = TrainTransform((8, 8), scale=(0.01, 0.01), ratio=(1, 1)), np.random.default_rng(1)
+    top, _, height, _ = random_crop_box(64, 64, transform.scale, transform.ratio, np.random.default_rng(1))
+    assert top + height <= 16  # within the rows that are left
+    with pytest.raises(CorruptImageError, match=r"'n01440764_10\.JPEG'"):
+        transform.from_file(data[: int(keep * len(data))], "n01440764_10.JPEG", rng)
 
 
 def test_crop_does_not_look_over_its_edge():
