@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, Self, TextIO
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from flatten_jax.data import imagenet
 from flatten_jax.data.augment import RESIZE_RATIO, CorruptImageError, decode, eval_transform
 from flatten_jax.data.sources import EXTENSIONS
+from flatten_jax.trained import load_trained
 from flatten_jax.training.preprocess import normalize
 
 FORMATS = ("text", "csv", "json")
@@ -54,7 +55,7 @@ class Prediction(NamedTuple):
 class Predictor:
     """A model with what it needs to look at pictures.
 
-        predictor = Predictor(trained.model, trained.variables, trained.class_names, trained.resize_ratio)
+        predictor = Predictor.load("runs/mine")
         for prediction in predictor(find_pictures(["holiday/", "*.jpg"])): ...
 
     Args:
@@ -85,6 +86,12 @@ class Predictor:
         self._log_probabilities = jax.jit(
             lambda variables, images: nn.log_softmax(model.apply(variables, normalize(images)))
         )
+
+    @classmethod
+    def load(cls, source: str | os.PathLike, name: str | None = None, **options: Any) -> Self:
+        """Of a run's folder, a shared folder or a file of weights; arguments as in `load_trained`."""
+        trained = load_trained(source, name, **options)
+        return cls(trained.model, trained.variables, trained.class_names, trained.resize_ratio)
 
     def __call__(
         self, pictures: Iterable[str | os.PathLike | np.ndarray], *, top: int = 5, batch_size: int = 32

@@ -77,7 +77,7 @@ def load_trained(
 def random_weights(name: str, **options: Any) -> Trained:
     """A model that has learned nothing, to try what is done with one."""
     model = create_model(name, **options)
-    variables = jax.jit(model.init)(jax.random.key(0), dummy_images(model))
+    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), dummy_images(model))
     return _named(Trained(model, variables, said=f"WARNING: {name} has RANDOM weights; its answers mean nothing"), name)
 
 
