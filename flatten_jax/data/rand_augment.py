@@ -41,9 +41,52 @@ class Operation(NamedTuple):
         return self.apply(image, -value if self.signed and negate else value)
 
 
-def _affine(image: Image.Image, *matrix: float) -> Image.Image:
-    # Bicubic because timm hands the interpolation of the crop, when it is a fixed one, to these operations too.
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL)
+def _slide(image: Image.Image, slope: float, offset: float = 0.0) -> Image.Image:
+    """Moves row y to the left by slope * (y + 0.5) + offset pixels: shears and translations along x.
+
+    To the bit what Pillow's affine transform gives with bicubic interpolation, in which one of the two directions is
+    idle here: the same sums in the same order, in float64, of a whole picture at once. Bicubic because timm hands the
+    interpolation of the crop, when it is a fixed one, to these operations too.
+    """
+    width, height = image.size
+    source = np.arange(width) + 0.5 + slope * (np.arange(height)[:, None] + 0.5) + offset
+    outside = (source < 0) | (source >= width)
+    source -= 0.5
+    whole = np.floor(source)
+    fraction = source - whole
+    shift = whole[:, 0].astype(int)  # of a row
+    if (whole[:, -1] != shift + width - 1).any():  # rounded to the other side of an integer within a row
+        matrix = (1, slope, offset, 0, 1, 0)
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL)
+    margin = int(np.abs(shift).max()) + 2
+    padded = np.empty((height, width + 2 * margin), np.int16)
+    windows = np.lib.stride_tricks.sliding_window_view(padded.ravel(), width + 3)
+    starts = np.arange(height) * padded.shape[1] + margin + shift - 1
+    bands = []
+    for band, fill in zip(image.split(), FILL, strict=True):
+        pixels = np.asarray(band)
+        padded[:, :margin] = pixels[:, :1]
+        padded[:, margin:-margin] = pixels
+        padded[:, -margin:] = pixels[:, -1:]
+        four = windows[starts]  # the row's pixels, from one before the first to two after the last that is wanted
+        steps = four[:, 1:] - four[:, :-1]
+        # Pillow's cubic b + t (c - a + t (2a - 2b + c - d + t (b - a + d - c))) of four neighbours a, b, c, d
+        bend = steps[:, :-2] + steps[:, 2:]
+        value = bend * fraction
+        value -= bend + steps[:, :-2]
+        value *= fraction
+        value += steps[:, :-2] + steps[:, 1:-1]
+        value *= fraction
+        value += four[:, 1:-2]
+        result = np.clip(value, 0, 255, out=value).astype(np.uint8)
+        result[outside] = fill
+        bands.append(Image.fromarray(result))
+    return Image.merge("RGB", bands)
+
+
+def _slide_y(image: Image.Image, slope: float, offset: float = 0.0) -> Image.Image:
+    transpose = Image.Transpose.TRANSPOSE
+    return _slide(image.transpose(transpose), slope, offset).transpose(transpose)
 
 
 def _rotate(image: Image.Image, degrees: float) -> Image.Image:
@@ -62,19 +105,30 @@ def _solarize_add(image: Image.Image, addend: float) -> Image.Image:
     return image.point([min(255, i + int(addend)) if i < 128 else i for i in range(256)] * 3)
 
 
+def _sharpness(image: Image.Image, value: float) -> Image.Image:
+    """ImageEnhance.Sharpness, whose smoothing Pillow computes as a general 3 x 3 filter: here in integers."""
+    pixels = np.asarray(image)
+    smooth = pixels.copy()  # Pillow leaves the border as it is
+    rows = pixels.astype(np.uint16)
+    rows = rows[:-2] + rows[1:-1] + rows[2:]
+    total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    smooth[1:-1, 1:-1] = (total + 4 * pixels[1:-1, 1:-1].astype(np.uint16) + 6) // 13  # a half never happens
+    return Image.blend(Image.fromarray(smooth), image, 1.0 + value)
+
+
 def _enhance(enhancer: type) -> Callable[[Image.Image, float], Image.Image]:
     # PIL's factor 1 is "no change"; a value is the distance from it.
     return lambda image, value: enhancer(image).enhance(1.0 + value)
 
 
-def _enhancement(enhancer: type) -> Operation:
+def _enhancement(apply: Callable[[Image.Image, float], Image.Image]) -> Operation:
     # Factor in [0.1, 1.9]: paper. From 1 outwards to both sides: timm _enhance_increasing_level_to_arg.
-    return Operation(_enhance(enhancer), lambda strength: 0.9 * strength, signed=True)
+    return Operation(apply, lambda strength: 0.9 * strength, signed=True)
 
 
-def _plain_enhancement(enhancer: type) -> Operation:
+def _plain(name: str) -> Operation:
     # The same range run through from 0.1 to 1.9: timm _enhance_level_to_arg.
-    return Operation(_enhance(enhancer), lambda strength: 1.8 * strength - 0.9)
+    return INCREASING[name]._replace(value=lambda strength: 1.8 * strength - 0.9, signed=False)
 
 
 # timm _RAND_INCREASING_TRANSFORMS: every operation gets stronger with the magnitude. timm's names, less "Increasing".
@@ -90,31 +144,27 @@ INCREASING: dict[str, Operation] = {
     "Solarize": Operation(ImageOps.solarize, lambda strength: 256 - int(256 * strength)),
     # Up to 110 added below 128: timm _solarize_add_level_to_arg. Not in the paper.
     "SolarizeAdd": Operation(_solarize_add, lambda strength: int(110 * strength)),
-    "Color": _enhancement(ImageEnhance.Color),
-    "Contrast": _enhancement(ImageEnhance.Contrast),
-    "Brightness": _enhancement(ImageEnhance.Brightness),
-    "Sharpness": _enhancement(ImageEnhance.Sharpness),
+    "Color": _enhancement(_enhance(ImageEnhance.Color)),
+    "Contrast": _enhancement(_enhance(ImageEnhance.Contrast)),
+    "Brightness": _enhancement(_enhance(ImageEnhance.Brightness)),
+    "Sharpness": _enhancement(_sharpness),
     # Up to 0.3 pixels a line: paper; timm _shear_level_to_arg.
-    "ShearX": Operation(lambda image, v: _affine(image, 1, v, 0, 0, 1, 0), lambda s: 0.3 * s, signed=True),
-    "ShearY": Operation(lambda image, v: _affine(image, 1, 0, 0, v, 1, 0), lambda s: 0.3 * s, signed=True),
+    "ShearX": Operation(_slide, lambda s: 0.3 * s, signed=True),
+    "ShearY": Operation(_slide_y, lambda s: 0.3 * s, signed=True),
     # Up to 0.45 of the side: timm _translate_rel_level_to_arg (translate_pct). The paper's 150 of 331 pixels. timm's
     # translate_const is a matter of its absolute translations, which this set does not have.
-    "TranslateXRel": Operation(
-        lambda image, v: _affine(image, 1, 0, v * image.width, 0, 1, 0), lambda s: 0.45 * s, signed=True
-    ),
-    "TranslateYRel": Operation(
-        lambda image, v: _affine(image, 1, 0, 0, 0, 1, v * image.height), lambda s: 0.45 * s, signed=True
-    ),
+    "TranslateXRel": Operation(lambda image, v: _slide(image, 0, v * image.width), lambda s: 0.45 * s, signed=True),
+    "TranslateYRel": Operation(lambda image, v: _slide_y(image, 0, v * image.height), lambda s: 0.45 * s, signed=True),
 }
 
 # timm _RAND_TRANSFORMS: posterize and solarize get weaker with the magnitude, the enhancements go from less to more.
 PLAIN: dict[str, Operation] = INCREASING | {
     "Posterize": INCREASING["Posterize"]._replace(value=lambda strength: int(4 * strength)),
     "Solarize": INCREASING["Solarize"]._replace(value=lambda strength: int(256 * strength)),
-    "Color": _plain_enhancement(ImageEnhance.Color),
-    "Contrast": _plain_enhancement(ImageEnhance.Contrast),
-    "Brightness": _plain_enhancement(ImageEnhance.Brightness),
-    "Sharpness": _plain_enhancement(ImageEnhance.Sharpness),
+    "Color": _plain("Color"),
+    "Contrast": _plain("Contrast"),
+    "Brightness": _plain("Brightness"),
+    "Sharpness": _plain("Sharpness"),
 }
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance
 
+from flatten_jax.data import rand_augment
 from flatten_jax.data.rand_augment import FILL, INCREASING, PLAIN, RandAugment, parse
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(8, 32)
@@ -34,6 +35,35 @@ def test_same_pixels_as_timm(index):
     operation = {"increasing": INCREASING, "plain": PLAIN}[table][name]
     result = operation(Image.fromarray(TIMM["image"]), float(magnitude), negate=sign == "-")
     np.testing.assert_array_equal(np.asarray(result), TIMM["results"][index])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (19, 40), (64, 51)], ids=str)
+def test_what_is_computed_without_pillow_is_equal_to_pillow(size):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(256, size=(*size, 3), dtype=np.uint8))
+
+    def affine(*matrix):
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL)
+
+    for value in (0, 0.25, -0.25, 0.375, *rng.uniform(-0.45, 0.45, 20), 1 - 2**-52):
+        x, y = value * image.width, value * image.height
+        for name, expected in {
+            "ShearX": affine(1, value, 0, 0, 1, 0),
+            "ShearY": affine(1, 0, 0, value, 1, 0),
+            "TranslateXRel": affine(1, 0, x, 0, 1, 0),
+            "TranslateYRel": affine(1, 0, 0, 0, 1, y),
+            "Sharpness": ImageEnhance.Sharpness(image).enhance(1 + value),
+        }.items():
+            found = INCREASING[name].apply(image, value)
+            np.testing.assert_array_equal(np.asarray(found), np.asarray(expected), f"{name} {value}")
+
+
+@pytest.mark.parametrize("step", [1 - 2**-52, 2**-53 - 1])
+def test_a_shift_that_rounds_to_another_pixel_within_a_row(step):
+    image = gray(np.random.default_rng(0).integers(256, size=(8, 64)))
+    matrix = (1, 0, step, 0, 1, 0)
+    expected = image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL)
+    np.testing.assert_array_equal(np.asarray(rand_augment._slide(image, 0, step)), np.asarray(expected))
 
 
 @pytest.mark.parametrize(
