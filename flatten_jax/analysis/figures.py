@@ -48,7 +48,7 @@ def attention_maps(
             rows, columns = value.shape
             _mark(axes, (query[1] + 0.5) * width / columns, (query[0] + 0.5) * height / rows)
     figure.suptitle(title)
-    bar = figure.colorbar(shading, ax=grid, shrink=0.8, ticks=(0, 1), aspect=40)
+    bar = figure.colorbar(shading, ax=grid, shrink=0.8, pad=0.01, ticks=(0, 1), aspect=40)
     bar.ax.set_yticklabels(("0", "largest"))
     return figure
 

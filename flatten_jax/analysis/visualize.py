@@ -52,7 +52,7 @@ def visualize(
             raise ValueError(f"{query=} must be two shares of the picture's height and width, 0 to 1, such as 0.5,0.25")
     layers = capture(model, variables, normalize(np.stack(pictures)))
     if figure == "depth":
-        return figures.by_depth({type(model).__name__: depth_profile(layers, model.image_size)})
+        return figures.by_depth({"mean over the heads": depth_profile(layers, model.image_size)})
     layers = of_block(layers, block)
     places = [tuple(min(int(s * n), n - 1) for s, n in zip(q, layers[0].grid, strict=True)) for q in queries]
     if figure == "spectra":
@@ -61,9 +61,8 @@ def visualize(
     for picture in range(len(pictures)):
         for title, drawn in query_maps(layers, places, picture).items():
             maps.setdefault(title, []).extend(drawn)
-    return figures.attention_maps(
-        [picture for picture in pictures for _ in places], places * len(pictures), maps, f"block {layers[0].block}"
-    )
+    title = f"block {layers[0].block}: its queries and keys through one attention after the other"
+    return figures.attention_maps([p for p in pictures for _ in places], places * len(pictures), maps, title)
 
 
 def _spectra(layers: Sequence[Layer], head: int, query: tuple[int, int]) -> Figure:
