@@ -5,7 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_SOURCE = "a run's folder, one of its checkpoints/<step>, a folder of `share`, or a file of weights"
+_SOURCE = (
+    "a run's folder, one of its checkpoints/<step>, a folder of `share`, a file of weights, or on the Hugging Face Hub "
+    "hf://OWNER/NAME[@REVISION]"
+)
 
 
 def main(argv: list[str] | None = None) -> None:

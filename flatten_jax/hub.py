@@ -23,7 +23,14 @@ from flatten_jax.weights.files import save_weights, sha256
 from flatten_jax.weights.load import load_weights
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-_OF_USE = {"num_classes", "image_size", "drop_path", "dtype", "remat"}  # options that any model of a name may differ in
+_OF_USE = {
+    "num_classes",
+    "image_size",
+    "drop_path",
+    "dtype",
+    "remat",
+    "scan",
+}  # options that any model of a name may differ in
 
 
 def save_pretrained(
@@ -59,6 +66,8 @@ def save_pretrained(
     folder = Path(folder)
     if class_names is not None and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class_names were given for a model of {model.num_classes} classes")
+    if (folder / "checkpoints").exists():  # its config.json is another
+        raise ValueError(f"{folder} is a run's folder: share it into another one")
     there = [name for name in (WEIGHTS, CONFIG, CARD) if (folder / name).exists()]
     if there and not overwrite:
         raise ValueError(f"{folder} holds {', '.join(there)} already: choose another, or overwrite=True (--overwrite)")
@@ -105,25 +114,24 @@ def from_pretrained(
             for; weights that are not those that config.json was written with.
         ImportError: not a folder, and huggingface_hub is not installed.
     """
-    folder = fetch(source, revision)
+    folder = Path(source)
+    if not folder.is_dir():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+            raise FileNotFoundError(f"no folder {source}, and it is not the name of a repository (owner/name)")
+        folder = download(str(source), revision)
+    elif revision is not None:
+        raise ValueError(f"{source} is a local folder, which has no {revision=}: leave it out")
     config = read_config(folder, sha256)
     model = create_model(config["model"], **{**config["options"], **options})
     return model, load_weights(folder / WEIGHTS, model, new_head=new_head)
 
 
-def fetch(source: str | os.PathLike, revision: str | None = None) -> Path:
-    """The local folder of a shared model: `source` itself, or a copy of the repository; see `from_pretrained`."""
-    folder = Path(source)
-    if folder.is_dir():
-        if revision is not None:
-            raise ValueError(f"{source} is a local folder, which has no {revision=}: leave it out")
-        return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise FileNotFoundError(f"no folder {source}, and it is not the name of a repository (owner/name)")
-    hub = _huggingface_hub(f"there is no folder {source}; to look for it on the Hugging Face Hub")
+def download(repo_id: str, revision: str | None = None) -> Path:
+    """The local copy of a repository of the Hub; see `from_pretrained`."""
+    hub = _huggingface_hub(f"there is no folder {repo_id}; to look for it on the Hugging Face Hub")
     try:
         folder = hub.snapshot_download(
-            str(source),
+            repo_id,
             revision=revision,
             allow_patterns=[WEIGHTS, CONFIG, CARD],
             library_name="flatten_jax",
@@ -131,11 +139,11 @@ def fetch(source: str | os.PathLike, revision: str | None = None) -> Path:
         )
     except (OSError, ValueError) as error:
         said = f" at {revision=}" if revision else ""
-        raise OSError(f"no folder {source} here, and not from the Hugging Face Hub{said} either: {error}") from error
+        raise OSError(f"{repo_id} is no folder, and the Hugging Face Hub did not give it{said}: {error}") from error
     folder = Path(folder)
     # The Hub's cache names a copy by the commit that it is of.
     if revision and re.fullmatch("[0-9a-f]{40}", revision) and folder.name != revision:
-        raise ValueError(f"{source} was asked for at commit {revision}, and came as {folder.name}")
+        raise ValueError(f"{repo_id} was asked for at commit {revision}, and came as {folder.name}")
     return folder
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from flatten_jax.data.augment import eval_transform
 from flatten_jax.models import abstract_variables, multiply_adds
 
 PAPER = "https://arxiv.org/abs/2308.00442"
@@ -45,7 +46,7 @@ def _front_matter(config: Mapping[str, Any]) -> list[str]:
 def _body(config: Mapping[str, Any], model: nn.Module) -> list[str]:
     name, options, names = config["model"], config["options"], config["class_names"]
     own = {k: v for k, v in options.items() if k not in ("image_size", "num_classes")}
-    height, width = model.image_size
+    (height, width), to = model.image_size, eval_transform(model.image_size, config["resize_ratio"]).resize
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_variables(model)))
     lines = [
         f"# {name}",
@@ -53,8 +54,8 @@ def _body(config: Mapping[str, Any], model: nn.Module) -> list[str]:
         f"An image classifier of the library flatten_jax, which has the models of [FLatten Transformer]({PAPER}).",
         "",
         f"- {parameters:,} parameters, {multiply_adds(model) / 1e9:.3f} G multiply-adds a picture",
-        f"- pictures of {height} x {width} pixels, RGB, resized by {config['resize_ratio']:.6g} times that (bicubic, "
-        "both sides), cropped in the centre, normalised by ImageNet's mean and standard deviation",
+        f"- RGB pictures, resized to {to[0]} x {to[1]} pixels (height x width, bicubic, whatever their aspect); "
+        f"the central {height} x {width} of them, normalised by ImageNet's mean and standard deviation",
         f"- {model.num_classes} classes{_listed(names)}",
     ]
     if own:

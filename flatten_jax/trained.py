@@ -19,6 +19,8 @@ from flatten_jax.training.agreement import CLASSES_FILE
 from flatten_jax.weights import files
 from flatten_jax.weights.load import load_with_report
 
+HUB = "hf://"
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
@@ -51,7 +53,8 @@ def load_trained(
 
     Args:
         source: a run's folder (the newest checkpoint), one of its checkpoints/<step>, a folder of
-            `hub.save_pretrained`, or a file that `load_weights` takes.
+            `hub.save_pretrained`, a file that `load_weights` takes, or "hf://owner/name@revision" on the Hugging Face
+            Hub (without a revision: main).
         name: of the model, where `source` does not say it or it cannot be guessed from shapes.
         ema: take the moving average that a file holds.
         best: of a run, the kept checkpoint that was evaluated best instead of the newest.
@@ -60,6 +63,9 @@ def load_trained(
     Raises:
         FileNotFoundError, ValueError: nothing there, or weights that do not fit the model.
     """
+    if str(source).startswith(HUB):
+        repo_id, _, revision = str(source).removeprefix(HUB).partition("@")
+        source = hub.download(repo_id, revision or None)
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"there is no {source}: give a run's folder, a shared folder or a file of weights")
@@ -132,10 +138,16 @@ def _of_run(path: Path, name: str | None, best: bool, options: Mapping[str, Any]
         class_names=tuple(json.loads(classes.read_text())) if classes.exists() else None,
         resize_ratio=config.get("eval", {}).get("resize_ratio", RESIZE_RATIO),
         evaluation=checkpoints.evaluation(step) if unchanged else None,
-        dataset=config.get("data", {}).get("name"),
+        dataset=_dataset(config),
         origin={"source": f"step {step} of the run {home.resolve().name}"},
         said=said,
     )
+
+
+def _dataset(config: Mapping[str, Any]) -> str | None:
+    """What the data of a run are called: of a folder its own name."""
+    data = config.get("data", {})
+    return Path(data["folder"]).name or "folder" if data.get("name") == "folder" else data.get("name")
 
 
 def _of_file(path: Path, name: str | None, ema: bool, options: Mapping[str, Any]) -> Trained:
