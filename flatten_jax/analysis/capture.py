@@ -209,7 +209,7 @@ def capture(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -
 
     # Rematerialised blocks are traced, and tracers have no values.
     with nn.intercept_methods(look):
-        model.clone(remat=False).apply(variables, images, train=False)
+        model.clone(remat=False, scan=False).apply(variables, images, train=False)
     return layers
 
 

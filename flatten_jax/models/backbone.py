@@ -30,6 +30,7 @@ class Backbone(nn.Module):
         drop_path: stochastic-depth rate of the last block; it grows linearly from 0.
         dtype: of the computation (None: float32). Parameters are float32, logits too.
         remat: compute blocks again in the backward pass instead of keeping their intermediates.
+        scan: loop over blocks that are alike instead of writing them out, which compiles faster (`stack.run_blocks`).
         features_only: be a backbone of dense prediction.
         out_indices: levels wanted of features_only, negative ones from the end; () means the family's choice.
         feature_norm: a new LayerNorm `norm{level}` on each map of features_only, as in Swin's detection code.
@@ -45,6 +46,7 @@ class Backbone(nn.Module):
     drop_path: float = 0.0
     dtype: jnp.dtype | None = None
     remat: bool = False
+    scan: bool = False
     features_only: bool = False
     out_indices: tuple[int, ...] = ()
     feature_norm: bool = False

@@ -8,14 +8,8 @@ import jax
 from flatten_jax.attention import StripeAttention, takes_bias
 from flatten_jax.initializers import conv
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.layers import (
-    LayerNorm,
-    PatchEmbed,
-    block_class,
-    drop_path_rates,
-    on_grid,
-    stage_letters,
-)
+from flatten_jax.models.layers import LayerNorm, PatchEmbed, drop_path_rates, stage_letters
+from flatten_jax.models.stack import block_class, on_grid, run_blocks
 
 
 class CSwin(Backbone):
@@ -73,7 +67,8 @@ class CSwin(Backbone):
             else:
                 merge = partial(PatchEmbed, patch_size=3, stride=2, padding=1, conv_name="conv", dtype=self.dtype)
                 x = merge(self.embed_dim * 2**i, name=f"merge{i}")(x)
-            for j, (letter, rate) in enumerate(zip(letters[i], rates[i], strict=True)):
+            blocks = []
+            for j, letter in enumerate(letters[i]):
                 striped = takes_bias(letter) and i < len(self.depths) - 1
                 attention = partial(
                     StripeAttention,
@@ -84,16 +79,10 @@ class CSwin(Backbone):
                     options=self.attn_options,
                     dtype=self.dtype,
                 )
-                block = block_class(self.remat)(
-                    attention,
-                    self.mlp_ratio,
-                    rate,
-                    self.epsilon,
-                    own_scope=False,
-                    dtype=self.dtype,
-                    name=f"stage{i + 1}_{j}",
-                )
-                x = on_grid(block, x, train)
+                make = partial(block_class(self.remat), own_scope=False, dtype=self.dtype)
+                blocks.append(make(attention, self.mlp_ratio, self.epsilon, name=f"stage{i + 1}_{j}"))
+            run = partial(run_blocks, blocks, letters[i], rates[i], train=train, scan=self.scan)
+            x = on_grid(run, x)
             levels.append(x)
         return levels
 

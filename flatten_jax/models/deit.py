@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flatten_jax.attention import QKVAttention
 from flatten_jax.initializers import position_embedding
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.layers import PatchEmbed, block_class, drop_path_rates, patch_grid
+from flatten_jax.models.layers import PatchEmbed, drop_path_rates, patch_grid
+from flatten_jax.models.stack import block_class, run_blocks
 
 
 class DeiT(Backbone):
@@ -55,17 +56,16 @@ class DeiT(Backbone):
             x = jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.embed_dim)), x], axis=1)
         x = x + self.param("pos_embed", position_embedding, (1, x.shape[1], self.embed_dim)).astype(x.dtype)
 
-        levels, (letters,), (rates,) = [], self.block_letters(), drop_path_rates(self.drop_path, [self.depth])
-        for i in range(count):
+        letters, rates = self.block_letters()[0][:count], drop_path_rates(self.drop_path, [self.depth])[0][:count]
+        blocks = []
+        for i, letter in enumerate(letters):
             attention = partial(
-                QKVAttention, self.num_heads, attn_type=letters[i], options=self.attn_options, dtype=self.dtype
+                QKVAttention, self.num_heads, attn_type=letter, options=self.attn_options, dtype=self.dtype
             )
-            block = block_class(self.remat)(
-                attention, self.mlp_ratio, rates[i], self.epsilon, dtype=self.dtype, name=f"blocks_{i}"
-            )
-            x = block(x, grid, train)
-            levels.append(x)
-        return levels
+            make = block_class(self.remat)
+            blocks.append(make(attention, self.mlp_ratio, self.epsilon, dtype=self.dtype, name=f"blocks_{i}"))
+        # Maps of blocks in between are not to be had from a loop.
+        return run_blocks(blocks, letters, rates, x, grid, train, scan=self.scan and not self.features_only)
 
     def pool(self, x: jax.Array) -> jax.Array:
         return x[:, 0] if self.class_token else x.mean(axis=1)

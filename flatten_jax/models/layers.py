@@ -90,7 +90,6 @@ class Block(nn.Module):
     Attributes:
         attention: makes the attention module, which is called with (x, grid).
         mlp_ratio: hidden width of the MLP over C.
-        drop_path: probability with which the residual of an example is dropped (stochastic depth).
         epsilon: of the two LayerNorms.
         own_scope: whether the attention's parameters are under `attn`; else they are the block's own (CSwin).
         mlp_local: `local` of the MLP (PVTv2).
@@ -98,35 +97,33 @@ class Block(nn.Module):
 
     attention: Callable[..., nn.Module]
     mlp_ratio: float = 4.0
-    drop_path: float = 0.0
     epsilon: float = 1e-6
     own_scope: bool = True
     mlp_local: Callable[..., nn.Module] | None = None
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, grid: Grid, train: bool) -> jax.Array:
-        """x: (B, N, C), tokens row-major on `grid` = (height, width) -> (B, N, C)."""
+    def __call__(self, x: jax.Array, grid: Grid, train: bool, rate: float | jax.Array = 0.0) -> jax.Array:
+        """x: (B, N, C), tokens row-major on `grid` = (height, width) -> (B, N, C); rate: of `drop_path`."""
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
-        # One draw for each example, shared by its tokens and channels.
-        drop_path = partial(nn.Dropout, self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
+
+        def dropped(x: jax.Array) -> jax.Array:
+            drops = train and not (isinstance(rate, float) and rate == 0)
+            return drop_path(x, rate, self.make_rng("dropout")) if drops else x
+
         attention = self.attention(name="attn")
         if not self.own_scope:
             nn.share_scope(self, attention)
-        x = x + drop_path()(attention(norm(name="norm1")(x), grid))
+        x = x + dropped(attention(norm(name="norm1")(x), grid))
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.mlp_local, dtype=self.dtype, name="mlp")
-        return x + drop_path()(mlp(norm(name="norm2")(x), grid))
+        return x + dropped(mlp(norm(name="norm2")(x), grid))
 
 
-def block_class(remat: bool) -> type[Block]:
-    """Block, or Block that keeps nothing for the backward pass and computes it again (rematerialisation)."""
-    return nn.remat(Block, static_argnums=(2, 3)) if remat else Block
-
-
-def on_grid(block: Callable[..., jax.Array], x: jax.Array, train: bool) -> jax.Array:
-    """A block, which works on tokens, applied to a map (B, height, width, C)."""
-    batch, height, width, channels = x.shape
-    return block(x.reshape(batch, height * width, channels), (height, width), train).reshape(x.shape)
+def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
+    """Stochastic depth: the residual x (B, N, C) of an example is dropped with probability `rate`, else scaled up."""
+    keep = 1 - rate
+    kept = jax.random.bernoulli(key, keep, (x.shape[0], 1, 1))
+    return jnp.where(kept, x / jnp.asarray(keep, x.dtype), 0)
 
 
 def drop_path_rates(drop_path: float, depths: Sequence[int]) -> list[list[float]]:

@@ -11,15 +11,8 @@ from flax import linen as nn
 from flatten_jax.attention import ReducedAttention, takes_bias
 from flatten_jax.initializers import TORCH_CONV, ConvInit, position_embedding
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.layers import (
-    LayerNorm,
-    PatchEmbed,
-    block_class,
-    drop_path_rates,
-    on_grid,
-    patch_grid,
-    stage_letters,
-)
+from flatten_jax.models.layers import LayerNorm, PatchEmbed, drop_path_rates, patch_grid, stage_letters
+from flatten_jax.models.stack import block_class, on_grid, run_blocks
 
 
 class PVT(Backbone):
@@ -82,7 +75,8 @@ class PVT(Backbone):
         if len(self.la_sr_ratios) != len(self.depths) or not self.la_sr_ratios.isdecimal() or "0" in self.la_sr_ratios:
             raise ValueError(f"la_sr_ratios={self.la_sr_ratios!r} needs a digit above 0 for each stage, as in '1111'")
         letters, rates = self.block_letters()[i], drop_path_rates(self.drop_path, self.depths)[i]
-        for j, (letter, rate) in enumerate(zip(letters, rates, strict=True)):
+        blocks = []
+        for j, letter in enumerate(letters):
             attention = partial(
                 ReducedAttention,
                 self.num_heads[i],
@@ -92,17 +86,9 @@ class PVT(Backbone):
                 dtype=self.dtype,
                 conv_init=conv_init,
             )
-            block = block_class(self.remat)(
-                attention,
-                self.mlp_ratios[i],
-                rate,
-                self.epsilon,
-                mlp_local=mlp_local,
-                dtype=self.dtype,
-                name=f"block{i + 1}_{j}",
-            )
-            x = on_grid(block, x, train)
-        return x
+            make = partial(block_class(self.remat), mlp_local=mlp_local, dtype=self.dtype)
+            blocks.append(make(attention, self.mlp_ratios[i], self.epsilon, name=f"block{i + 1}_{j}"))
+        return on_grid(partial(run_blocks, blocks, letters, rates, train=train, scan=self.scan), x)
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         """None: the release makes this norm and never applies it; its weights are there to be loaded and handed on."""

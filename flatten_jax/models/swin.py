@@ -12,14 +12,8 @@ from flatten_jax.attention import WindowAttention, takes_bias
 from flatten_jax.attention.windows import pad_to_windows
 from flatten_jax.linear import Dense
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.layers import (
-    LayerNorm,
-    PatchEmbed,
-    block_class,
-    drop_path_rates,
-    on_grid,
-    stage_letters,
-)
+from flatten_jax.models.layers import LayerNorm, PatchEmbed, drop_path_rates, stage_letters
+from flatten_jax.models.stack import block_class, on_grid, run_blocks
 
 
 class Swin(Backbone):
@@ -77,6 +71,7 @@ class Swin(Backbone):
                 i < count - 1,
                 self.attn_options,
                 self.remat,
+                self.scan,
                 self.dtype,
                 name=f"layers_{i}",
             )
@@ -108,12 +103,14 @@ class _Stage(nn.Module):
     downsample: bool
     options: Mapping[str, Any]
     remat: bool
+    scan: bool
     dtype: jnp.dtype | None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         """x: (B, height, width, C) -> (what the blocks make of it, that merged or again itself)."""
-        for j, (letter, rate) in enumerate(zip(self.letters, self.drop_path, strict=True)):
+        blocks = []
+        for j, letter in enumerate(self.letters):
             attention = partial(
                 WindowAttention,
                 self.num_heads,
@@ -123,10 +120,10 @@ class _Stage(nn.Module):
                 options=self.options,
                 dtype=self.dtype,
             )
-            block = block_class(self.remat)(
-                attention, self.mlp_ratio, rate, self.epsilon, dtype=self.dtype, name=f"blocks_{j}"
-            )
-            x = on_grid(block, x, train)
+            make = block_class(self.remat)
+            blocks.append(make(attention, self.mlp_ratio, self.epsilon, dtype=self.dtype, name=f"blocks_{j}"))
+        kinds = [(letter, j % 2) for j, letter in enumerate(self.letters)]
+        x = on_grid(partial(run_blocks, blocks, kinds, self.drop_path, train=train, scan=self.scan), x)
         return x, _PatchMerging(self.epsilon, self.dtype, name="downsample")(x) if self.downsample else x
 
 

@@ -1,0 +1,74 @@
+"""Blocks in a loop compute what blocks written out do."""
+
+import jax
+import numpy as np
+import pytest
+from reference import run
+
+from flatten_jax import create_model
+from flatten_jax.models import abstract_variables
+from flatten_jax.models.layers import drop_path
+from flatten_jax.models.stack import repetitions
+
+SWIN = dict(depths=(1, 9, 1, 1), embed_dim=6, attn_type="LMLL4", image_size=64, num_classes=10)
+DEIT = dict(embed_dim=24, image_size=64, num_classes=10, drop_path=0.99999)
+
+
+def random_variables(model):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: (0.2 * rng.standard_normal(x.shape)).astype(np.float32), abstract_variables(model))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [("", []), ("a", [(1, 1)]), ("aaa", [(1, 3)]), ("ababc", [(2, 2), (1, 1)]), ("abbb", [(1, 1), (1, 3)])],
+)
+def test_repetitions(kinds, expected):
+    assert list(repetitions(kinds)) == expected
+
+
+@pytest.mark.slow
+def test_a_loop_gives_the_same_values_and_gradients():
+    """Shifted and unshifted windows in turn, linear blocks before softmax ones, one of each left over."""
+    models = [create_model("flatten_swin_t", scan=scan, **SWIN) for scan in (False, True)]
+    variables = random_variables(models[0])
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+
+    def of(model):
+        def loss(variables):
+            logits = model.apply(variables, images, train=True)
+            return (logits**2).sum(), logits
+
+        (_, logits), gradients = run(jax.value_and_grad(loss, has_aux=True), variables)
+        return logits, gradients
+
+    (logits, gradients), (looped, of_loop) = map(of, models)
+    np.testing.assert_allclose(looped, logits, rtol=1e-5, atol=1e-5 * np.abs(logits).max())
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max()), of_loop, gradients
+    )
+    assert jax.tree.structure(abstract_variables(models[1])) == jax.tree.structure(abstract_variables(models[0]))
+    text = [jax.jit(model.apply).lower(variables, images).as_text() for model in models]
+    assert ["stablehlo.while" in x for x in text] == [False, True]
+
+
+def test_in_a_loop_every_block_has_its_own_rate_of_drop_path():
+    """The last block of two is dropped all but surely, the first never."""
+    two = create_model("flatten_deit_t", depth=2, scan=True, **DEIT)
+    one = create_model("flatten_deit_t", depth=1, **DEIT)
+    variables = random_variables(two)
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    trained = run(
+        lambda v: two.apply(v, images, train=True, rngs={"dropout": jax.random.key(0)}, method="forward_features"),
+        variables,
+    )
+    of_first = {k: v for k, v in variables["params"].items() if k != "blocks_1"}
+    expected = run(lambda p: one.apply({"params": p}, images, method="forward_features"), of_first)
+    np.testing.assert_allclose(trained, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_drop_path_keeps_the_mean_and_draws_once_for_an_example():
+    dropped = np.asarray(drop_path(jax.numpy.ones((4000, 2, 3)), 0.25, jax.random.key(0)))
+    assert set(np.unique(dropped)) == {0, np.float32(4 / 3)}
+    assert (dropped == dropped[:, :1, :1]).all()
+    assert abs(dropped.mean() - 1) < 0.05
