@@ -11,26 +11,30 @@ from .command import TINY, finish, metrics, run, signal_at, start
 MODEL = (
     *TINY,
     "--config.model.embed_dim=32",  # the patch embedding is large enough to be sharded
-    "--config.train.epochs=30",
-    "--config.eval.every_epochs=10.0",
-    "--config.checkpoint.every_epochs=30.0",
+    "--config.train.epochs=12",
+    "--config.eval.every_epochs=4.0",
+    "--config.checkpoint.every_epochs=12.0",
     "--config.checkpoint.keep=9",
     "--config.data.examples=72",  # 4.5 batches: the evaluation has a padded tail
 )
 SHARDED = (*MODEL, "--config.mesh.fsdp=2")
 
 
-def start_two(*arguments, also=((), ())):
+def start_two(*arguments, also=((), ()), slurm=False):
     """Two processes with two devices each; `also`: what only one of them is given."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        coordinator = f"--coordinator=127.0.0.1:{free.getsockname()[1]}"
+        port = free.getsockname()[1]
     # On CPUs, JAX 0.10.2 hangs in its first collective where one process has a program from the cache of compilations.
     environment = {"JAX_NUM_CPU_DEVICES": "2", "JAX_ENABLE_COMPILATION_CACHE": "0"}
-    return [
-        start(*arguments, *also[i], coordinator, "--num_processes=2", f"--process_id={i}", **environment)
-        for i in range(2)
-    ]
+    if slurm:
+        # JAX takes the first name of the list, and a port in the highest 2^12 by the job's number.
+        environment |= {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost,other", "SLURM_NTASKS": "2"}
+        return [
+            start(*arguments, *also[i], SLURM_PROCID=str(i), SLURM_LOCALID=str(i), **environment) for i in range(2)
+        ]
+    flags = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
+    return [start(*arguments, *also[i], *flags, f"--process_id={i}", **environment) for i in range(2)]
 
 
 def values(workdir, name):
@@ -60,27 +64,27 @@ def test_two_processes_compute_what_one_does_also_resumed_on_two_one_and_two(alo
     """And if only the second of them is told to end, both save the same step."""
     first, second = start_two(*SHARDED, "--workdir", tmp_path)
     for line in first.stdout:
-        if "step 10/" in line:
+        if "step 4/" in line:
             break
     second.send_signal(signal.SIGTERM)
     (status, output), (_, other) = finish(first), finish(second)
     assert (status, second.returncode) == (143, 143), output + other
     assert "is saved in" in output
-    assert "step 10/" not in other, "only the first process prints"
+    assert "step 4/" not in other, "only the first process prints"
 
     process = start(*MODEL, "--workdir", tmp_path, JAX_NUM_CPU_DEVICES="4")
-    status, output, _ = signal_at(process, "step 60/", signal.SIGTERM)
+    status, output, _ = signal_at(process, "step 20/", signal.SIGTERM)
     assert status == 143, output
     assert "which was saved on 4 devices (2 data x 2 fsdp) of 2 processes, now on 4 devices (4 data x 1 fsdp)" in output
 
     results = [finish(process) for process in start_two(*SHARDED, "--workdir", tmp_path)]
     assert [status for status, _ in results] == [0, 0], results
-    assert "resuming at step 6" in results[0][1]
+    assert "resuming at step 2" in results[0][1]
     assert_same_run(tmp_path, alone)
 
     results = [finish(process) for process in start_two(*SHARDED, "--workdir", tmp_path, "--mode=eval")]
     assert [status for status, _ in results] == [0, 0], results
-    assert f"top-1 {values(tmp_path, 'eval/acc1')[120]:.2f} %" in results[0][1]
+    assert f"top-1 {values(tmp_path, 'eval/acc1')[48]:.2f} %" in results[0][1]
     assert "top-1" not in results[1][1]
 
 
@@ -94,14 +98,14 @@ def test_a_process_that_is_alone_says_what_it_waits_for():
 
 
 @pytest.mark.slow
-def test_processes_that_disagree_say_on_what(tmp_path):
-    also = ((), ("--config.train.epochs=29", "--config.eval.batch_size=8"))
-    for status, output in map(finish, start_two(*MODEL, "--workdir", tmp_path, also=also)):
+def test_processes_that_slurm_started_and_that_disagree_say_on_what(tmp_path):
+    also = ((), ("--config.train.epochs=11", "--config.eval.batch_size=8"))
+    for status, output in map(finish, start_two(*MODEL, "--workdir", tmp_path, also=also, slurm=True)):
         assert status == 1, output
         for line in (
-            "train.epochs: 30 in process 0, 29 in process 1",
+            "train.epochs: 12 in process 0, 11 in process 1",
             "evaluation batches: 5 in process 0, 9 in process 1",
-            "steps: 120 in process 0, 116 in process 1",
+            "steps: 48 in process 0, 44 in process 1",
         ):
             assert line in output
         assert "Traceback" not in output
