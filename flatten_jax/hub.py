@@ -23,14 +23,8 @@ from flatten_jax.weights.files import save_weights, sha256
 from flatten_jax.weights.load import load_weights
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-_OF_USE = {
-    "num_classes",
-    "image_size",
-    "drop_path",
-    "dtype",
-    "remat",
-    "scan",
-}  # options that any model of a name may differ in
+# Options that do not change what the weights mean; size and classes are told in any case.
+_OF_USE = {"num_classes", "image_size", "drop_path", "dtype", "remat", "scan"}
 
 
 def save_pretrained(
