@@ -69,6 +69,7 @@ def training_curves(runs: Mapping[str, Records]) -> Figure:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
         if axes.get_subplotspec().is_last_row():
             axes.set_xlabel("step")
         axes.grid(alpha=0.3)
