@@ -155,15 +155,15 @@ def test_a_run_of_other_classes_is_refused(run):
 
 
 def test_pictures_are_found_in_folders_by_patterns_and_once(tmp_path):
-    names = ["b.png", "a.JPG", "notes.txt", ".hidden.jpg", "sub/deep/c.webp", ".git/d.png", "odd[1].png"]
+    names = ["b.png", "a.JPG", "notes.txt", ".hidden.jpg", "sub/deep/c.webp", ".git/d.png", "odd[1].png", "odd1.png"]
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    below = [str(tmp_path / name) for name in ("a.JPG", "b.png", "odd[1].png", "sub/deep/c.webp")]
+    below = [str(tmp_path / name) for name in ("a.JPG", "b.png", "odd1.png", "odd[1].png", "sub/deep/c.webp")]
     assert find_pictures([tmp_path]) == below
-    assert find_pictures([f"{tmp_path}/**/*.webp", tmp_path / "b.png"]) == [below[3], below[1]]
+    assert find_pictures([f"{tmp_path}/**/*.webp", tmp_path / "b.png"]) == [below[4], below[1]]
     assert find_pictures([tmp_path / "b.png", tmp_path, f"{tmp_path}/*.png"]) == [below[1], below[0], *below[2:]]
-    assert find_pictures([tmp_path / "odd[1].png"]) == [below[2]]
+    assert find_pictures([tmp_path / "odd[1].png"]) == [below[3]]
     assert find_pictures(["nothing*.jpg"]) == ["nothing*.jpg"]
 
 
