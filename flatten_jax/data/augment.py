@@ -8,11 +8,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import simplejpeg
 from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image, ImageFile
 
-from flatten_jax.data import rand_augment
+from flatten_jax.data import jpeg, rand_augment
 
 RESIZE_RATIO = 256 / 224  # of the evaluation's resize over its crop, where a run's config does not say another
 CROP_ATTEMPTS = 10  # torchvision RandomResizedCrop.get_params
@@ -42,8 +41,7 @@ def decode(image: bytes | np.ndarray, name: str) -> Image.Image:
 
     The pixels are those of torchvision's `ImageFolder` (`Image.open(...).convert("RGB")`), with which the released
     models were trained. The file's content decides about the format, not its name. Alpha is dropped, and an EXIF
-    orientation is not applied. Whole JPEGs go through simplejpeg, in less than half of Pillow's time and to the same
-    pixels, since both are libjpeg-turbo; everything else, and every JPEG that makes libjpeg warn, through Pillow.
+    orientation is not applied.
 
     Args:
         image: the bytes of a file in any format that PIL reads, or a uint8 array (height, width, 3).
@@ -61,9 +59,7 @@ def decode(image: bytes | np.ndarray, name: str) -> Image.Image:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         # Refused rather than switched off: the flag belongs to the process, and threads decode at the same time.
         raise ValueError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True and would let cut files pass: set it to False")
-    size = jpeg_size(image)
-    pixels = None if size is None else _decode_jpeg(image, size)
-    if pixels is not None:
+    if jpeg.size(image) and (pixels := jpeg.decode(image)) is not None:
         return Image.fromarray(pixels)
     try:
         with Image.open(io.BytesIO(image)) as file:
@@ -75,28 +71,6 @@ def decode(image: bytes | np.ndarray, name: str) -> Image.Image:
         raise
     except Exception as error:  # PIL's readers raise OSError, SyntaxError, ValueError, struct.error, ... on bad bytes
         raise CorruptImageError(name, f"{type(error).__name__}: {error}") from error
-
-
-def jpeg_size(image: bytes | np.ndarray) -> tuple[int, int] | None:
-    """(height, width) of a JPEG for simplejpeg. None: CMYK, no JPEG, or so large that Pillow has to judge it."""
-    if isinstance(image, np.ndarray) or not image.startswith(b"\xff\xd8\xff"):
-        return None
-    try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(image)
-    except (ValueError, KeyError):  # KeyError: a colour space or a subsampling that simplejpeg has no name for
-        return None
-    if colors not in ("YCbCr", "RGB", "Gray") or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
-        return None
-    return height, width
-
-
-def _decode_jpeg(image: bytes, size: tuple[int, int], reduction: int = 1) -> np.ndarray | None:
-    """RGB pixels, ceil(size / reduction) of them; None when libjpeg fails or warns, as it does about a cut file."""
-    height, width = (-(-side // reduction) for side in size)
-    try:
-        return simplejpeg.decode_jpeg(image, min_height=height, min_width=width, min_factor=reduction)
-    except ValueError:
-        return None
 
 
 @dataclass(frozen=True)
@@ -169,18 +143,19 @@ class TrainTransform:
     def from_file(self, image: bytes | np.ndarray, name: str, rng: np.random.Generator) -> np.ndarray:
         """As `self(decode(image, name), rng)`, and decodes only as many pixels as the crop needs.
 
-        A JPEG whose crop is at least 2, 4 or 8 times as large as `size` on both sides is decoded at that fraction.
+        A JPEG is not decoded below the crop, and at a half, a quarter or an eighth where the crop is still at least as
+        large as `size`.
 
         Raises:
             CorruptImageError: as in `decode`.
         """
-        whole = jpeg_size(image)
+        whole = jpeg.size(image)
         if whole is None:
             return self(decode(image, name), rng)
         box = random_crop_box(*whole, self.scale, self.ratio, rng)
         fits = (r for r in REDUCTIONS if all(side >= r * least for side, least in zip(box[2:], self.size, strict=True)))
         reduction = next(fits, 1)
-        pixels = _decode_jpeg(image, whole, reduction)
+        pixels = jpeg.decode(image, reduction, rows=box[0] + box[2])
         if pixels is None:
             pixels, reduction = np.asarray(decode(image, name)), 1
         top, left, height, width = (side / reduction for side in box)

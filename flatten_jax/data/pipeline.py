@@ -203,16 +203,16 @@ class _TrainBatches:
         size = len(self.source)
         epoch, step = divmod(self.start_step + index, steps_per_epoch(size, self.batch_size))
         first = step * self.batch_size + self.offset
-        examples = [
-            self._example(epoch, int(i)) for i in _order(self.seed, epoch, size)[first : first + self.local_size]
-        ]
-        images, labels, faults = zip(*examples, strict=True)
-        batch = {
-            "image": np.stack(images),
-            "label": np.array(labels, np.int32),
-            "skipped": np.array([bool(per_example) for per_example in faults], np.int32),
-        }
-        return batch, tuple(fault for per_example in faults for fault in per_example)
+        images, all_faults = None, []
+        labels, skipped = np.empty((2, self.local_size), np.int32)
+        for place, i in enumerate(_order(self.seed, epoch, size)[first : first + self.local_size]):
+            image, labels[place], faults = self._example(epoch, int(i))
+            if images is None:
+                images = np.empty((self.local_size, *image.shape), image.dtype)
+            images[place] = image  # at once, so that the next picture reuses this one's memory, still in the cache
+            skipped[place] = bool(faults)
+            all_faults += faults
+        return {"image": images, "label": labels, "skipped": skipped}, tuple(all_faults)
 
     def _example(self, epoch: int, index: int) -> tuple[np.ndarray, int, Faults]:
         rng = np.random.default_rng([self.seed, epoch, index, AUGMENTATION])
@@ -243,17 +243,11 @@ class _EvalBatches:
     def __getitem__(self, index: int) -> tuple[Batch, Faults]:
         first = index * self.batch_size + self.offset
         last = min(first + self.local_size, len(self.source))
-        pictures = [_picture(self.source[i], self.transform) for i in range(first, last)]
-        padding = self.local_size - len(pictures)
-        if padding:
-            pictures += [(np.zeros(_picture_shape(self.transform), np.uint8), 0)] * padding
-        images, labels = zip(*pictures, strict=True)
-        batch = {
-            "image": np.stack(images),
-            "label": np.array(labels, np.int32),
-            "mask": np.arange(self.local_size) < self.local_size - padding,
-        }
-        return batch, ()
+        images = np.zeros((self.local_size, *_picture_shape(self.transform)), np.uint8)
+        labels = np.zeros(self.local_size, np.int32)
+        for place, i in enumerate(range(first, last)):
+            images[place], labels[place] = _picture(self.source[i], self.transform)
+        return {"image": images, "label": labels, "mask": np.arange(self.local_size) < last - first}, ()
 
 
 @functools.lru_cache(maxsize=2)  # two, because workers and threads run across the end of an epoch

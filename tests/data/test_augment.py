@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageFile
 
-from flatten_jax.data import augment
+from flatten_jax.data import augment, jpeg
 from flatten_jax.data.augment import CorruptImageError, EvalTransform, TrainTransform, decode, random_crop_box
 
 # JPEG bytes and the uint8 picture that the release's evaluation transform makes of them
@@ -94,10 +94,33 @@ def test_whole_jpegs_get_the_pixels_of_pillow_without_it(options, monkeypatch):
     np.testing.assert_array_equal(np.asarray(decode(data, "x")), expected)
 
 
+@pytest.mark.parametrize("reduction", [1, 2, 8])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"subsampling": 0}, {"subsampling": 1}, {"restart_marker_rows": 1}, {"comment": b"\xff\xc0\xff\xda"}],
+    ids=str,
+)
+def test_decoding_the_upper_rows_gives_the_pixels_of_the_whole(options, reduction):
+    data = encoded(Image.fromarray(noise(100, 70)), "JPEG", **options)
+    whole = jpeg.decode(data, reduction)
+    for rows in (1, 16, 41, 63, 64, 65, 95, 100):
+        upper = jpeg.decode(data, reduction, rows)
+        least = -(-rows // reduction)
+        assert least <= len(upper) <= least + 8 and upper.shape[1:] == whole.shape[1:]
+        np.testing.assert_array_equal(upper[:least], whole[:least])
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"trailing": b"\0"}], ids=str)
+def test_what_cannot_end_early_is_decoded_whole(options):
+    trailing = options.pop("trailing", b"")
+    data = encoded(Image.fromarray(noise(100, 70)), "JPEG", **options) + trailing
+    assert jpeg.decode(data, rows=10).shape == (100, 70, 3)
+
+
 def test_damage_inside_a_jpeg_is_left_to_pillow():
     data = bytearray(encoded(Image.fromarray(noise(64, 64)), "JPEG"))
     data[-1500:-1400] = bytes(100)
-    assert augment._decode_jpeg(bytes(data), (64, 64)) is None
+    assert jpeg.decode(bytes(data)) is None
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     np.testing.assert_array_equal(np.asarray(decode(bytes(data), "x")), expected)
     transform, rng = TrainTransform((64, 64), (1, 1), (1, 1), hflip=0, rand_augment=""), np.random.default_rng(0)
@@ -106,9 +129,9 @@ def test_damage_inside_a_jpeg_is_left_to_pillow():
 
 def test_a_header_that_promises_too_many_pixels_is_corrupt():
     data = encoded(Image.new("RGB", (300, 200)), "JPEG")
-    assert augment.jpeg_size(data) == (200, 300)
+    assert jpeg.size(data) == (200, 300)
     data = data.replace(b"\x00\xc8\x01\x2c", b"\xff\x00\xff\x00")
-    assert augment.jpeg_size(data) is None  # before simplejpeg makes an array for them
+    assert jpeg.size(data) is None  # before simplejpeg makes an array for them
     with pytest.raises(CorruptImageError, match="DecompressionBomb"):
         decode(data, "x")
 
@@ -229,11 +252,11 @@ def test_a_large_crop_is_decoded_at_a_fraction(size, reduction, monkeypatch):
     y, x = np.mgrid[:199, :301] / 20
     picture = np.stack([127 + 100 * np.sin(x), 127 + 100 * np.cos(y), 127 + 50 * np.sin(x + y)], -1).astype(np.uint8)
     data, seen = encoded(Image.fromarray(picture), "JPEG", quality=95), []
-    whole = augment._decode_jpeg
-    monkeypatch.setattr(augment, "_decode_jpeg", lambda *arguments: seen.append(arguments[2:]) or whole(*arguments))
+    whole = jpeg.decode
+    monkeypatch.setattr(jpeg, "decode", lambda data, r, rows: seen.append(r) or whole(data, r, rows))
     transform = TrainTransform((size, size), scale=(1, 1), ratio=(1, 1), hflip=0, rand_augment="")
     found = transform.from_file(data, "x", np.random.default_rng(0)).astype(float)
-    assert seen == [(reduction,)]
+    assert seen == [reduction]
     expected = transform(Image.fromarray(picture), np.random.default_rng(0))
     assert np.abs(found - expected).mean() < 1.5
 
