@@ -178,7 +178,8 @@ def capture(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -
     """All attention layers of a forward pass, in order. The model is not changed, nor is what it computes.
 
     Args:
-        model: from `create_model`. In half precision `output` is rounded, and agrees with M_eq v to that.
+        model: from `create_model`. In half precision, or TF32 on a GPU, `output` is rounded and agrees with M_eq v to
+            that.
         variables: {"params": ...}.
         images: (B, height, width, 3), normalised. Everything is kept in memory: a few pictures, not a data set.
 
@@ -207,7 +208,7 @@ def capture(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -
             layers.append(_layer(module, args, output, len(blocks) - 1, hosts[0], lepe.pop() if lepe else None))
         return output
 
-    # Rematerialised blocks are traced, and tracers have no values.
+    # Rematerialised and looped blocks are traced, and tracers have no values.
     with nn.intercept_methods(look):
         model.clone(remat=False, scan=False).apply(variables, images, train=False)
     return layers

@@ -111,6 +111,8 @@ def by_depth(profiles: Mapping[str, Sequence[BlockProfile]]) -> Figure:
     )
     for axes, label in zip(panels, ("entropy in nats", "distance in pixels"), strict=True):
         axes.set(xlabel="block", ylabel=label)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(min(bottom, 0.8 * top), top)  # small differences are to look small
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
