@@ -51,16 +51,21 @@ def _slide(image: Image.Image, slope: float, offset: float = 0.0) -> Image.Image
     width, height = image.size
     source = np.arange(width) + 0.5 + slope * (np.arange(height)[:, None] + 0.5) + offset
     outside = (source < 0) | (source >= width)
-    source -= 0.5
+    columns = np.flatnonzero(~outside.all(axis=0))
+    if columns.size == 0:
+        return Image.new("RGB", image.size, FILL)
+    filled = slice(columns[0], columns[-1] + 1)  # of the result; a translation leaves up to 0.45 of the columns
+    source, outside = source[:, filled] - 0.5, outside[:, filled]
     whole = np.floor(source)
     fraction = source - whole
-    shift = whole[:, 0].astype(int)  # of a row
-    if (whole[:, -1] != shift + width - 1).any():  # rounded to the other side of an integer within a row
+    count = fraction.shape[1]
+    shift = whole[:, 0].astype(int)  # the column of the picture at which a row of the result begins
+    if (whole[:, -1] != shift + count - 1).any():  # rounded to the other side of an integer within a row
         matrix = (1, slope, offset, 0, 1, 0)
         return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL)
     margin = int(np.abs(shift).max()) + 2
     padded = np.empty((height, width + 2 * margin), np.int16)
-    windows = np.lib.stride_tricks.sliding_window_view(padded.ravel(), width + 3)
+    windows = np.lib.stride_tricks.sliding_window_view(padded.ravel(), count + 3)
     starts = np.arange(height) * padded.shape[1] + margin + shift - 1
     bands = []
     for band, fill in zip(image.split(), FILL, strict=True):
@@ -78,10 +83,12 @@ def _slide(image: Image.Image, slope: float, offset: float = 0.0) -> Image.Image
         value += steps[:, :-2] + steps[:, 1:-1]
         value *= fraction
         value += four[:, 1:-2]
-        result = np.clip(value, 0, 255, out=value).astype(np.uint8)
-        result[outside] = fill
-        bands.append(Image.fromarray(result))
-    return Image.merge("RGB", bands)
+        values = np.clip(value, 0, 255, out=value).astype(np.uint8)
+        values[outside] = fill
+        bands.append(Image.fromarray(values))
+    result = Image.new("RGB", image.size, FILL)
+    result.paste(Image.merge("RGB", bands), (int(filled.start), 0))
+    return result
 
 
 def _slide_y(image: Image.Image, slope: float, offset: float = 0.0) -> Image.Image:
