@@ -96,6 +96,13 @@ def train_batches(
     return _iterate(batches, _picture_shape(transform, np.random.default_rng(0)), workers)
 
 
+def train_batch(
+    source: Source, transform: Callable[..., np.ndarray], *, batch_size: int, seed: int, step: int
+) -> Batch:
+    """The batch of one step, made in this thread. Arguments, result and errors as in `train_batches`."""
+    return _TrainBatches(source, transform, batch_size, 0, batch_size, seed, step, step + 1, "fail")[0][0]
+
+
 def eval_batches(
     source: Source,
     transform: Callable[[Image.Image], np.ndarray],
