@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     command.add_argument("--config", nargs="+", required=True, metavar="FILE", help="one or more, configs/x.py")
     command.add_argument("--topology", nargs="+", required=True, help="v5e:4x8, v4:2x2x2, ... (jax[tpu]), or cpu:8")
+    command.add_argument("--quick", action="store_true", help="memory only, in a tenth of the time")
     command.set_defaults(run=_plan)
 
     command = commands.add_parser("visualize", help="draw what a model attends to in pictures")
@@ -245,7 +246,7 @@ def _plan(args: argparse.Namespace) -> None:
     for path in args.config:
         for topology in args.topology:
             config = _load_config(path, args.overrides)
-            print(plan.row(config, plan.plan(config, topology)), flush=True)
+            print(plan.row(config, plan.plan(config, topology, args.quick)), flush=True)
     print(
         "\nPer chip and step. TFLOP counts 2 for a multiply-add; cycles are the compiler's own estimate, not a timing."
     )

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flatten_jax.gelu import gelu
 from flatten_jax.initializers import TORCH_CONV, ConvInit, conv
 from flatten_jax.linear import Dense
 
@@ -81,7 +82,7 @@ class Mlp(nn.Module):
         hidden = dense(self.hidden_dim, name="fc1")(x)
         if self.local is not None:
             hidden = self.local(dtype=self.dtype, name="dwconv")(hidden, grid)
-        return dense(x.shape[-1], name="fc2")(nn.gelu(hidden, approximate=False))
+        return dense(x.shape[-1], name="fc2")(gelu(hidden))
 
 
 class Block(nn.Module):

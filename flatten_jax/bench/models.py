@@ -1,0 +1,107 @@
+"""Whole models: images per second, memory and compile time of inference and of the training step."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from flatten_jax.models import create_model, dummy_images
+from flatten_jax.training.optimizer import make_optimizer
+from flatten_jax.training.sharding import make_mesh, put_batch
+from flatten_jax.training.step import init_state, make_train_step
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A compiled computation on a batch.
+
+    Attributes:
+        run: computes it once and waits for it.
+        images: of a batch.
+        compile_seconds: of tracing, lowering and XLA, without JAX's compilation cache.
+        bytes: arguments, results and temporaries by XLA's count.
+    """
+
+    run: Callable[[], Any]
+    images: int
+    compile_seconds: float
+    bytes: int
+
+
+def inference(model: nn.Module, batch_size: int, variables: Any = None, images: Any = None) -> Subject:
+    """Logits of a batch of images (B, height, width, 3), normalised; initial variables and noise if none are given."""
+    if variables is None:
+        variables = jax.jit(model.init)(jax.random.key(0), dummy_images(model))
+    if images is None:
+        images = np.random.default_rng(0).normal(size=(batch_size, *model.image_size, 3)).astype(np.float32)
+    variables, images = jax.device_put((variables, images))
+    compiled, seconds = _compile(jax.jit(model.apply).lower, variables, images)
+    return Subject(
+        lambda: jax.block_until_ready(compiled(variables, images)), batch_size, seconds, _bytes(compiled)
+    )
+
+
+def training(model: nn.Module, batch_size: int) -> Subject:
+    """The training step of main.py on one device: forward, backward and AdamW, without mixing and erasing."""
+    config = ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "augment": dict(
+                label_smoothing=0.1, erase_prob=0.0, mixup=0.0, cutmix=0.0, mix_prob=0.0, switch_prob=0.0
+            ),
+            "train": dict(accumulation=1, ema_decay=0.0, skip_nonfinite_steps=0),
+            "optimizer": dict(weight_decay=0.05, clip_norm=0.0, b1=0.9, b2=0.999, eps=1e-8),
+        }
+    )
+
+    def schedule(step: Any) -> jax.Array:
+        return jnp.full((), 1e-4)
+
+    mesh = make_mesh(jax.local_devices()[:1])
+    optimizer = make_optimizer(config.optimizer, schedule, model.no_weight_decay)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (batch_size, *model.image_size, 3), np.uint8),
+        "label": rng.integers(0, model.num_classes, batch_size, np.int32),
+    }
+    batch = put_batch(batch, mesh)
+    state = init_state(model, optimizer, 0, False, mesh)
+    step = make_train_step(model, optimizer, schedule, config, mesh)
+    compiled, seconds = _compile(step.lower, state, batch)
+    held = [state]
+
+    def run() -> None:
+        held[0], metrics = compiled(held[0], batch)  # the state's memory is reused: the old one is gone
+        jax.block_until_ready((held[0], metrics))
+
+    return Subject(run, batch_size, seconds, _bytes(compiled))
+
+
+KINDS = {"inference": inference, "training": training}
+
+
+def make(kind: str, name: str, batch_size: int, **options: Any) -> Subject:
+    """The subject of one kind for a model's name and options of `create_model`."""
+    return KINDS[kind](create_model(name, **options), batch_size)
+
+
+def _compile(lower: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        began = time.perf_counter()
+        return lower(*args).compile(), time.perf_counter() - began
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+def _bytes(compiled: Any) -> int:
+    memory = compiled.memory_analysis()
+    in_place = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + in_place + memory.temp_size_in_bytes

@@ -1,0 +1,78 @@
+"""What a benchmark gives: rows with their spread, the machine they were measured on, a table and a JSON file."""
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from flatten_jax.bench.timing import Spread
+
+
+@dataclass(frozen=True)
+class Result:
+    """Measurements of one kind: rows with the same columns, and where they were made."""
+
+    title: str
+    rows: list[dict[str, Any]]
+    made_on: dict[str, Any] = field(default_factory=lambda: hardware())
+
+
+def hardware() -> dict[str, Any]:
+    """The machine and the versions that a measurement depends on."""
+    versions = {}
+    for name in ("flatten_jax", "jax", "jaxlib", "flax"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "unknown"
+    return {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row as it comes, while others are still measured."""
+    return "  ".join(f"{name} {_cell(value)}" for name, value in row.items())
+
+
+def table(result: Result) -> str:
+    """A Markdown table; spreads are written median (lowest-highest)."""
+    columns = list(dict.fromkeys(name for row in result.rows for name in row))
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[_cell(row[name]) if name in row else "" for name in columns] for row in result.rows]
+    body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    machine = ", ".join(f"{name} {value}" for name, value in result.made_on.items())
+    return f"\n{result.title} ({machine})\n\n{body}"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Spread):
+        digits = max(0, 2 - len(str(int(value.median)))) + (value.median < 10)
+        return f"{value:.{digits}f}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def write_json(path: Path, results: list[Result], overwrite: bool = False) -> None:
+    """All results in one file; FileExistsError rather than replace one."""
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already; it was not overwritten")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
