@@ -7,6 +7,7 @@ import ml_collections
 from ml_collections import config_dict
 
 import flatten_jax
+from flatten_jax.data import augment
 
 
 def imagenet(
@@ -89,7 +90,7 @@ def imagenet(
             "every_epochs": 1.0,
             "batch_size": batch_size,
             # Both sides are resized to this times the model's, which squashes the picture; then the central crop.
-            "resize_ratio": 256 / 224,
+            "resize_ratio": augment.RESIZE_RATIO,
         }
     )
     config.checkpoint = ml_collections.ConfigDict({"every_epochs": 1.0, "keep": 3})

@@ -28,6 +28,8 @@ def test_training_prints_its_progress_and_leaves_its_records(finished):
     assert {"eval/acc5", "eval/loss"} <= records[-1].keys()
     assert json.loads((folder / "config.json").read_text())["model"]["name"] == "flatten_deit_t"
     assert list((folder / "tensorboard").iterdir())
+    for file in ("curves.png", "classes.json"):
+        assert (folder / file).stat().st_size
 
 
 @pytest.mark.slow
