@@ -96,6 +96,22 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
     command.set_defaults(run=_curves)
 
+    command = commands.add_parser("bench", help="measure speed, memory and compile time on this machine")
+    kinds = ("all", "inference", "training", "attention", "memory", "input", "compile")
+    command.add_argument("kinds", nargs="+", choices=kinds, metavar="KIND", help=", ".join(kinds))
+    command.add_argument("--models", nargs="+", help="names (default: a FLatten model of each family)")
+    command.add_argument("--batch", type=int, nargs="+", help="of inference (default 1 16)")
+    command.add_argument("--train-batch", type=int, nargs="+", help="of training (default 8)")
+    command.add_argument("--tokens", type=int, nargs="+", metavar="N", help="of attention (default 196 ... 16384)")
+    command.add_argument("--attention-batch", type=int, help="of attention (default 1)")
+    command.add_argument("--memory-limit", type=float, metavar="GIB", help="of attention (default: 60 %% of the free)")
+    command.add_argument("--image-size", type=int, help="of the models, where it is not their own")
+    command.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on the CPU, else bfloat16")
+    command.add_argument("--rounds", type=int, help="measurements of each timing (default 7)")
+    command.add_argument("--output", metavar="FOLDER", help="to write bench.json and attention.png into")
+    command.add_argument("--overwrite", action="store_true", help="replace them if they are there")
+    command.set_defaults(run=_bench)
+
     command = commands.add_parser("prepare", help="build a TFDS data set as ArrayRecord, such as imagenet2012")
     command.add_argument("name", help="imagenet2012, digits, or another TFDS name")
     command.add_argument("--manual_dir", help="folder with the files that cannot be downloaded: ImageNet's two tars")
@@ -303,6 +319,24 @@ def _curves(args: argparse.Namespace) -> None:
 
     curves.draw_curves(args.runs, args.output)
     print(f"written: {args.output}")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from flatten_jax.bench import report, run
+
+    names = ("models", "batch", "train_batch", "tokens", "attention_batch", "memory_limit", "dtype", "rounds")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    options = () if args.image_size is None else (("image_size", args.image_size),)
+    settings = run.Settings(**given, options=options)
+    folder = Path(args.output) if args.output else None
+    if folder:
+        run.check_free(folder, args.overwrite)
+    kinds = list(run.KINDS) if "all" in args.kinds else list(dict.fromkeys(args.kinds))
+    results = run.run(kinds, settings, lambda line: print(line, file=sys.stderr, flush=True))
+    for result in results:
+        print(report.table(result))
+    for path in run.write(results, folder, args.overwrite) if folder else ():
+        print(f"written: {path}")
 
 
 def _prepare(args: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Whole models: images per second, memory and compile time of inference and of the training step."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from flatten_jax.models import create_model, dummy_images
+from flatten_jax.models import abstract_variables, create_model, dummy_images
 from flatten_jax.training.optimizer import make_optimizer
-from flatten_jax.training.sharding import make_mesh, put_batch
-from flatten_jax.training.step import init_state, make_train_step
+from flatten_jax.training.sharding import make_mesh, over_data, put_batch
+from flatten_jax.training.step import abstract_state, init_state, make_train_step
 
 
 @dataclass(frozen=True)
@@ -42,29 +43,12 @@ def inference(model: nn.Module, batch_size: int, variables: Any = None, images: 
         images = np.random.default_rng(0).normal(size=(batch_size, *model.image_size, 3)).astype(np.float32)
     variables, images = jax.device_put((variables, images))
     compiled, seconds = _compile(jax.jit(model.apply).lower, variables, images)
-    return Subject(
-        lambda: jax.block_until_ready(compiled(variables, images)), batch_size, seconds, _bytes(compiled)
-    )
+    return Subject(lambda: jax.block_until_ready(compiled(variables, images)), batch_size, seconds, _bytes(compiled))
 
 
 def training(model: nn.Module, batch_size: int) -> Subject:
     """The training step of main.py on one device: forward, backward and AdamW, without mixing and erasing."""
-    config = ml_collections.ConfigDict(
-        {
-            "seed": 0,
-            "augment": dict(
-                label_smoothing=0.1, erase_prob=0.0, mixup=0.0, cutmix=0.0, mix_prob=0.0, switch_prob=0.0
-            ),
-            "train": dict(accumulation=1, ema_decay=0.0, skip_nonfinite_steps=0),
-            "optimizer": dict(weight_decay=0.05, clip_norm=0.0, b1=0.9, b2=0.999, eps=1e-8),
-        }
-    )
-
-    def schedule(step: Any) -> jax.Array:
-        return jnp.full((), 1e-4)
-
-    mesh = make_mesh(jax.local_devices()[:1])
-    optimizer = make_optimizer(config.optimizer, schedule, model.no_weight_decay)
+    step, optimizer, mesh = _training_step(model)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (batch_size, *model.image_size, 3), np.uint8),
@@ -72,7 +56,6 @@ def training(model: nn.Module, batch_size: int) -> Subject:
     }
     batch = put_batch(batch, mesh)
     state = init_state(model, optimizer, 0, False, mesh)
-    step = make_train_step(model, optimizer, schedule, config, mesh)
     compiled, seconds = _compile(step.lower, state, batch)
     held = [state]
 
@@ -83,12 +66,61 @@ def training(model: nn.Module, batch_size: int) -> Subject:
     return Subject(run, batch_size, seconds, _bytes(compiled))
 
 
+def _training_step(model: nn.Module) -> tuple[Any, Any, Any]:
+    """(the jitted step, its optimizer, the mesh of one device)."""
+    config = ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "augment": dict(label_smoothing=0.1, erase_prob=0.0, mixup=0.0, cutmix=0.0, mix_prob=0.0, switch_prob=0.0),
+            "train": dict(accumulation=1, ema_decay=0.0, skip_nonfinite_steps=0),
+            "optimizer": dict(weight_decay=0.05, clip_norm=0.0, b1=0.9, b2=0.999, eps=1e-8),
+        }
+    )
+
+    def schedule(step: Any) -> jax.Array:
+        return jnp.full((), 1e-4)
+
+    mesh = make_mesh(jax.local_devices()[:1])
+    optimizer = make_optimizer(config.optimizer, schedule, model.no_weight_decay)
+    return make_train_step(model, optimizer, schedule, config, mesh), optimizer, mesh
+
+
 KINDS = {"inference": inference, "training": training}
 
 
 def make(kind: str, name: str, batch_size: int, **options: Any) -> Subject:
     """The subject of one kind for a model's name and options of `create_model`."""
     return KINDS[kind](create_model(name, **options), batch_size)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """`compile_seconds` and `bytes` of a computation, as in `Subject`."""
+
+    compile_seconds: float
+    bytes: int
+
+
+@functools.cache
+def costs(kind: str, name: str, batch_size: int, **options: Any) -> Costs:
+    """What compiling says of one kind, from shapes alone: no array is made. Asked again, it does not compile again.
+
+    Args:
+        **options: of `create_model`, such as remat=True or scan=True.
+    """
+    model = create_model(name, **options)
+    shape = (batch_size, *model.image_size, 3)
+    if kind == "inference":
+        images = jax.ShapeDtypeStruct(shape, np.float32)
+        compiled, seconds = _compile(jax.jit(model.apply).lower, abstract_variables(model), images)
+    else:
+        step, optimizer, mesh = _training_step(model)
+        batch = {
+            "image": jax.ShapeDtypeStruct(shape, np.uint8, sharding=over_data(mesh)),
+            "label": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=over_data(mesh)),
+        }
+        compiled, seconds = _compile(step.lower, abstract_state(model, optimizer, 0, False, mesh), batch)
+    return Costs(seconds, _bytes(compiled))
 
 
 def _compile(lower: Callable[..., Any], *args: Any) -> tuple[Any, float]:

@@ -1,5 +1,6 @@
 """What a benchmark gives: rows with their spread, the machine they were measured on, a table and a JSON file."""
 
+import datetime
 import json
 import os
 import platform
@@ -30,13 +31,18 @@ def hardware() -> dict[str, Any]:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = "unknown"
+    device = jax.devices()[0]
+    # Says the versions of CUDA or of libtpu.
+    backend = {} if device.platform == "cpu" else {"backend": " ".join(device.client.platform_version.split())}
     return {
-        "device": jax.devices()[0].device_kind,
+        "device": device.device_kind,
         "devices": jax.device_count(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
+        **backend,
         **versions,
+        "date": datetime.date.today().isoformat(),
     }
 
 
@@ -67,7 +73,9 @@ def _cell(value: Any) -> str:
     if isinstance(value, Spread):
         digits = max(0, 2 - len(str(int(value.median)))) + (value.median < 10)
         return f"{value:.{digits}f}"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
 
 
 def write_json(path: Path, results: list[Result], overwrite: bool = False) -> None:
@@ -76,3 +84,12 @@ def write_json(path: Path, results: list[Result], overwrite: bool = False) -> No
         raise FileExistsError(f"{path} exists already; it was not overwritten")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+
+
+def read_json(path: Path) -> list[Result]:
+    """What `write_json` wrote."""
+
+    def restore(value: dict[str, Any]) -> Any:
+        return Spread(**value) if value.keys() == {"median", "low", "high"} else value
+
+    return [Result(**result) for result in json.loads(path.read_text(), object_hook=restore)]

@@ -1,0 +1,58 @@
+"""Curves of the attention sweep."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flatten_jax.analysis.style import LINES
+from flatten_jax.bench.attention import curve
+
+MARKERS = "osD^vPX*"
+PANELS = {"ms": "time of one layer in ms", "MiB": "memory in MiB (temporaries and results)"}
+
+
+def attention_curves(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
+    """Time and memory over N, both axes logarithmic; a row of panels for each direction.
+
+    Args:
+        rows: of `attention.sweep`. Memory is drawn also where a layer was compiled and not run.
+        title: over the picture, such as the machine.
+    """
+    names = list(dict.fromkeys(row["attention"] for row in rows))
+    directions = list(dict.fromkeys(row["direction"] for row in rows))
+    figure = Figure(figsize=(10, 4.2 * len(directions)), layout="constrained")
+    panels = figure.subplots(len(directions), len(PANELS), squeeze=False, sharex=True)
+    for direction, pair in zip(directions, panels, strict=True):
+        for (key, label), axes in zip(PANELS.items(), pair, strict=True):
+            for i, name in enumerate(names):
+                points = curve(rows, name, direction, key)
+                # The same softmax may be there twice: what is drawn later is smaller, and does not hide the other.
+                size = 9 - 5 * i / max(1, len(names) - 1)
+                style = LINES[i % len(LINES)] | dict(marker=MARKERS[i % len(MARKERS)], markersize=size, linewidth=1.7)
+                axes.plot(list(points), list(points.values()), **style, label=name)
+            axes.set(xscale="log", yscale="log", title=direction, ylabel=label)
+            tokens = sorted({row["N"] for row in rows})
+            axes.set_xticks(tokens, [f"{n:,}" for n in tokens], rotation=45, ha="right")
+            axes.set_xticks([], minor=True)
+            axes.grid(alpha=0.3)
+            _slopes(axes, tokens)
+            if axes.get_subplotspec().is_last_row():
+                axes.set_xlabel("tokens N")
+    panels[0, 0].legend(fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _slopes(axes: Axes, tokens: Sequence[int]) -> None:
+    """Thin lines that grow as N and N^2 from the lowest point, for the eye."""
+    if len(tokens) < 2:
+        return
+    axes.autoscale(False)
+    lowest = min(value for drawn in axes.lines for value in drawn.get_ydata())
+    for power, name in (1, "N"), (2, "N²"):
+        heights = [0.7 * lowest * (n / tokens[0]) ** power for n in tokens]
+        axes.plot(tokens, heights, color="0.75", linewidth=0.8, zorder=0, scalex=False, scaley=False)
+        inside = [(n, y) for n, y in zip(tokens, heights, strict=True) if y < axes.get_ylim()[1]]
+        axes.annotate(f"~ {name}", inside[-1], color="0.5", fontsize=8, ha="right", va="bottom")
