@@ -1,5 +1,7 @@
 """Focused linear attention (Han et al., ICCV 2023, arXiv 2308.00442): the map, the core, and the mixer made of them."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,8 @@ def focused_map(x: jax.Array, focusing_factor: float = 3.0, scale: jax.Array | N
     """phi_p(x) = f_p(ReLU(x)), f_p(x) = |x| / |x^p| * x^p: pulls each vector to its nearest axis, keeping its length.
 
     Paper, eq. 6, with what the release adds: 1e-6 after the ReLU, and a division by softplus(scale). The power and both
-    norms are in float32 over the last axis, on x divided by its maximum: f_p does not notice the division, and no power
-    of p, however large, can overflow or underflow to 0 / 0.
+    norms are in float32 over the last axis, on vectors of length 1, or for large p with a largest entry of 1: f_p does
+    not notice, and no power can overflow or underflow to 0 / 0. The derivative keeps nothing but x (see `_focus`).
 
     Args:
         x: (..., C), any floating dtype. In the models C is all channels, *before* the heads are split.
@@ -31,17 +33,54 @@ def focused_map(x: jax.Array, focusing_factor: float = 3.0, scale: jax.Array | N
     x = nn.relu(x.astype(jnp.promote_types(x.dtype, jnp.float32))) + EPSILON
     if scale is not None:
         x = x / nn.softplus(scale)
-    if focusing_factor == 1:
-        return x
-    # The gradient need not pass through the maximum: the result does not depend on it.
-    peak = jax.lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True))
+    return x if focusing_factor == 1 else _focus(x, focusing_factor)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _focus(x: jax.Array, p: float) -> jax.Array:
+    """f_p of positive vectors."""
+    unit, size, factor = _unit(x, p)
+    power = _power(unit, p)
+    return power * (factor * size * _sum(power * power) ** -0.5)
+
+
+def _focus_forward(x: jax.Array, p: float) -> tuple[jax.Array, jax.Array]:
+    return _focus(x, p), x
+
+
+def _focus_backward(p: float, x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    """With u = x / c: f = c g u^p, g = |u| / |u^p|, so df/dx is p g u^(p-1) on the diagonal, plus u^p dg/du.
+
+    Kept is x alone: autodiff would keep the powers and norms as well, which are quicker to compute again than to read.
+    """
+    unit, size, _ = _unit(x, p)
+    below = _power(unit, p - 1)
+    power = below * unit
+    squares = _sum(power * power)
+    along = _sum(gradient * power)
+    slope = p * below * (gradient - power * (along / squares)) + unit * (along / size**2)
+    return (slope * (size * squares**-0.5),)
+
+
+_focus.defvjp(_focus_forward, _focus_backward)
+
+
+def _unit(x: jax.Array, p: float) -> tuple[jax.Array, jax.Array | float, jax.Array]:
+    """(u, |u|, c) with u = x / c of a size at which its powers and their sums are safe in float32."""
+    if x.shape[-1] ** (p - 1) < 1e30:  # for |u| = 1 the sum of u^2p is at least C^(1-p)
+        norm = _sum(x * x) ** 0.5
+        return x / norm, 1.0, norm
+    peak = jnp.max(x, axis=-1, keepdims=True)
     unit = x / peak
-    power = unit ** (int(focusing_factor) if focusing_factor == int(focusing_factor) else focusing_factor)
-    return power * (peak * _norm(unit) / _norm(power))
+    return unit, _sum(unit * unit) ** 0.5, peak
 
 
-def _norm(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True))
+def _power(x: jax.Array, p: float) -> jax.Array:
+    return x ** (int(p) if p == int(p) else p)
+
+
+def _sum(x: jax.Array) -> jax.Array:
+    return jnp.sum(x, axis=-1, keepdims=True)
 
 
 def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
@@ -59,14 +98,24 @@ def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, dtype: jnp.dtype 
     """
     dtype = jnp.dtype(dtype or v.dtype)
     compute = jnp.promote_types(dtype, jnp.float32) if dtype == jnp.float16 else dtype
+    # Heads before tokens, by what makes q, k and v: the products then need no transposition of their own.
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     q, k = (x.astype(jnp.promote_types(compute, jnp.float32)) for x in (q, k))
+    tokens, (keys, width) = q.shape[2], v.shape[2:]
 
     # Mean instead of sum, and n^-1/2 on both factors: the release's numerics of May 2024, which keep halves finite.
-    z = 1 / (jnp.einsum("bnhd,bhd->bnh", q, k.mean(axis=1)) + EPSILON)
-    shrink = k.shape[1] ** -0.5
-    kv = jnp.einsum("bmhd,bmhe->bhde", (k * shrink).astype(compute), v.astype(compute) * jnp.asarray(shrink, compute))
-    # The normaliser goes into the queries before they are rounded, so that the product is rounded once.
-    return jnp.einsum("bnhd,bhde->bnhe", (q * z[..., None]).astype(compute), kv).astype(dtype)
+    z = 1 / (jnp.einsum("bhnd,bhd->bhn", q, k.mean(axis=2)) + EPSILON)[..., None]
+    shrink = keys**-0.5
+    if compute.itemsize == 2:
+        # The normaliser goes into the queries before they are rounded, so that the product is rounded once.
+        q, z = q * z, None
+    k, v = (k * shrink).astype(compute), v.astype(compute) * jnp.asarray(shrink, compute)
+    q = q.astype(compute)
+    if tokens * keys * (k.shape[3] + width) < (tokens + keys) * k.shape[3] * width:
+        out = jnp.einsum("bhnm,bhme->bhne", jnp.einsum("bhnd,bhmd->bhnm", q, k), v)
+    else:
+        out = jnp.einsum("bhnd,bhde->bhne", q, jnp.einsum("bhmd,bhme->bhde", k, v))
+    return (out if z is None else out * z).astype(dtype).swapaxes(1, 2)
 
 
 class FocusedLinearMixer(nn.Module):
