@@ -49,10 +49,13 @@ def _slopes(axes: Axes, tokens: Sequence[int]) -> None:
     """Thin lines that grow as N and N^2 from the lowest point, for the eye."""
     if len(tokens) < 2:
         return
-    axes.autoscale(False)
     lowest = min(value for drawn in axes.lines for value in drawn.get_ydata())
+    bottom, top = 0.5 * lowest, axes.get_ylim()[1]
+    axes.set_ylim(bottom, top)
     for power, name in (1, "N"), (2, "N²"):
         heights = [0.7 * lowest * (n / tokens[0]) ** power for n in tokens]
-        axes.plot(tokens, heights, color="0.75", linewidth=0.8, zorder=0, scalex=False, scaley=False)
-        inside = [(n, y) for n, y in zip(tokens, heights, strict=True) if y < axes.get_ylim()[1]]
-        axes.annotate(f"~ {name}", inside[-1], color="0.5", fontsize=8, ha="right", va="bottom")
+        axes.plot(tokens, heights, color="0.75", linewidth=0.8, zorder=0)
+        inside = [(n, height) for n, height in zip(tokens, heights, strict=True) if height < top]
+        # Below its line: above it are the curves.
+        place = dict(xytext=(0, -4), textcoords="offset points", ha="right", va="top")
+        axes.annotate(f"~ {name}", inside[-1], color="0.4", fontsize=8, **place)
