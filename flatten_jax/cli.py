@@ -332,10 +332,13 @@ def _bench(args: argparse.Namespace) -> None:
     if folder:
         run.check_free(folder, args.overwrite)
     kinds = list(run.KINDS) if "all" in args.kinds else list(dict.fromkeys(args.kinds))
-    results = run.run(kinds, settings, lambda line: print(line, file=sys.stderr, flush=True))
-    for result in results:
-        print(report.table(result))
-    for path in run.write(results, folder, args.overwrite) if folder else ():
+    results, written = [], []
+    for result in run.run(kinds, settings, lambda line: print(line, file=sys.stderr, flush=True)):
+        results.append(result)
+        print(report.table(result), flush=True)
+        if folder:  # after every kind, so that what fails later takes nothing with it
+            written = run.write(results, folder, overwrite=True)
+    for path in written:
         print(f"written: {path}")
 
 

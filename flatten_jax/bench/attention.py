@@ -57,13 +57,20 @@ def fused_implementation(dtype: Any) -> str:
     return "cudnn"
 
 
+def side(tokens: int) -> int:
+    """Of the square grid of so many tokens; ValueError if there is none."""
+    if math.isqrt(tokens) ** 2 != tokens:
+        raise ValueError(f"{tokens} tokens are no square grid; choose squares such as {', '.join(map(str, TOKENS))}")
+    return math.isqrt(tokens)
+
+
 def mixer_name(letter: str) -> str:
     return f"{letter} ({MIXERS[letter].__name__})"
 
 
 def layers(tokens: int, dtype: Any, channels: int = CHANNELS, num_heads: int = HEADS) -> dict[str, tuple[Layer, Any]]:
     """Name -> (function of variables, q, k and v, shapes of the variables): the table's attentions, then softmax."""
-    grid = (math.isqrt(tokens),) * 2
+    grid = (side(tokens),) * 2
     x = jax.ShapeDtypeStruct((1, tokens, channels), dtype)
     found: dict[str, tuple[Layer, Any]] = {}
     for letter in MIXERS:
@@ -101,9 +108,6 @@ def sweep(
         attention, N, direction, batch, dtype; ms (Spread) of a call, or why it was not run; MiB of temporaries and
         results by XLA's count, of parameters and inputs not; "x softmax, plain" (Spread): how many times faster.
     """
-    for n in tokens:
-        if math.isqrt(n) ** 2 != n:
-            raise ValueError(f"{n} tokens are not a square grid; choose squares such as {', '.join(map(str, TOKENS))}")
     limit = LIMIT * free_memory() if memory_limit is None else memory_limit
     for n in tokens:
         shape = (batch_size, n, channels)

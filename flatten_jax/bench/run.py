@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from flatten_jax.bench import attention, figures, input_pipeline, models, report, timing
+from flatten_jax.models import model_options
 
 # Each with softmax instead, to be added with --models: deit_t, pvt_t, ...
 MODELS = ("flatten_deit_t", "flatten_pvt_t", "flatten_pvt_v2_b1", "flatten_swin_t", "flatten_cswin_t")
@@ -43,6 +44,11 @@ class Settings:
     def __post_init__(self) -> None:
         if min(self.rounds, self.attention_batch, *self.batch, *self.train_batch) < 1:
             raise ValueError("rounds and batch sizes have to be at least 1")
+        # A mistake is to be known before the first measurement.
+        for name in self.models:
+            model_options(name)
+        for n in self.tokens:
+            attention.side(n)
 
     def computed_in(self) -> str:
         return self.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -112,19 +118,17 @@ KINDS: dict[str, tuple[str, Callable[[Settings], Iterator[Row]]]] = {
 }
 
 
-def run(kinds: Sequence[str], settings: Settings, say: Callable[[str], None] = print) -> list[report.Result]:
-    """Measures kinds of `KINDS`, and says each row as it comes. After the rows of attention comes their summary."""
-    results = []
+def run(kinds: Sequence[str], settings: Settings, say: Callable[[str], None] = print) -> Iterator[report.Result]:
+    """The results of kinds of `KINDS`, each row said as it comes. After the rows of attention comes their summary."""
     for kind in kinds:
         title, measure = KINDS[kind]
         rows = []
         for row in measure(settings):
             rows.append(row)
             say(f"{kind}: {report.line(row)}")
-        results.append(report.Result(title, rows))
+        yield report.Result(title, rows)
         if kind == "attention":
-            results.append(report.Result("attention without scores beside softmax", attention.summary(rows)))
-    return results
+            yield report.Result("attention without scores beside softmax", attention.summary(rows))
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

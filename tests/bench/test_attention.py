@@ -64,8 +64,8 @@ def test_what_does_not_fit_is_not_run_and_says_so(rows):
 
 
 def test_sides_must_be_whole():
-    with pytest.raises(ValueError, match="200 tokens are not a square grid"):
-        next(attention.sweep(tokens=(200,)))
+    with pytest.raises(ValueError, match="200 tokens are no square grid"):
+        attention.side(200)
 
 
 def test_crossing_is_the_smallest_n_from_which_it_stays_faster():

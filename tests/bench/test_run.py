@@ -28,7 +28,7 @@ def quick():
 def measured(quick):
     """The results of all kinds, and the lines that were said."""
     said = []
-    return run.run(list(run.KINDS), SETTINGS, said.append), said
+    return list(run.run(list(run.KINDS), SETTINGS, said.append)), said
 
 
 def test_rows_say_what_was_measured(measured):
@@ -48,7 +48,8 @@ def test_rows_say_what_was_measured(measured):
 def test_models_stand_beside_their_softmax_twin(monkeypatch):
     took = {"flatten_deit_t": 0.02, "deit_t": 0.06}
     monkeypatch.setattr(models, "make", lambda _, name, *__, **___: models.Subject(lambda: sleep(took[name]), 3, 0, 0))
-    linear, softmax = run.run(["inference"], run.Settings(models=tuple(took), batch=(3,)), print)[0].rows
+    settings = run.Settings(models=tuple(took), batch=(3,))
+    linear, softmax = next(run.run(["inference"], settings)).rows
     assert linear["images/s"].median == pytest.approx(3 / 0.02, rel=0.3)
     assert linear["x softmax twin"].median == pytest.approx(3, rel=0.3)
     assert "x softmax twin" not in softmax
@@ -88,5 +89,11 @@ def test_command_takes_every_kind_and_refuses_to_overwrite_first(tmp_path, monke
     with pytest.raises(SystemExit, match="exists already"):
         main(["bench", "training", "--output", str(tmp_path)])
     assert len(calls) == 2
-    with pytest.raises(SystemExit, match="at least 1"):
-        main(["bench", "training", "--rounds", "0"])
+    for wrong, said in (
+        (["--rounds", "0"], "at least 1"),
+        (["--models", "x"], "unknown model"),
+        (["--tokens", "3"], "no sq"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            main(["bench", "training", *wrong])
+    assert len(calls) == 2
