@@ -41,10 +41,13 @@ def main(argv: list[str]) -> None:
         # Orbax and TFDS report every file at INFO, and Orbax warns of checkpoints without an evaluation.
         logging.set_verbosity(logging.WARNING)
         logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
-    from flatten_jax.training import agreement, loop, setup  # after the flags: --help and typos need not wait for JAX
+    from flatten_jax import runtime  # after the flags: --help and typos need not wait for JAX
+    from flatten_jax.training import agreement, loop, setup
 
+    runtime.keep_freed_memory()
     try:
         agreement.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, WAIT_SECONDS.value)
+        runtime.cache_compilations()
         run = setup.prepare(CONFIG.value)
         if MODE.value == "eval":
             loop.evaluate_checkpoint(run, CHECKPOINT.value or WORKDIR.value)

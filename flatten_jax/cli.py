@@ -214,7 +214,7 @@ def _load_trained(args: argparse.Namespace, best: bool = False) -> Any:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from flatten_jax import predict
+    from flatten_jax import predict, runtime
 
     if args.random == bool(args.source) or (args.random and not args.model):
         raise ValueError("predict needs weights (--from), or a model without them (--model NAME --random)")
@@ -226,6 +226,7 @@ def _predict(args: argparse.Namespace) -> None:
         trained = random_weights(args.model, **_model_options(args))
     else:
         trained = _load_trained(args)
+    runtime.cache_compilations()
     print(trained.said, file=sys.stderr)
     predictor = predict.Predictor(trained.model, trained.variables, trained.class_names, trained.resize_ratio)
     pictures = predict.find_pictures(args.pictures)
@@ -322,8 +323,10 @@ def _curves(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
+    from flatten_jax import runtime
     from flatten_jax.bench import report, run
 
+    runtime.keep_freed_memory()
     names = ("models", "batch", "train_batch", "tokens", "attention_batch", "memory_limit", "dtype", "rounds")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     options = () if args.image_size is None else (("image_size", args.image_size),)

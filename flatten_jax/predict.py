@@ -20,6 +20,7 @@ from tqdm import tqdm
 from flatten_jax.data import imagenet
 from flatten_jax.data.augment import RESIZE_RATIO, CorruptImageError, decode, eval_transform
 from flatten_jax.data.sources import EXTENSIONS
+from flatten_jax.runtime import compiler_options
 from flatten_jax.trained import load_trained
 from flatten_jax.training.preprocess import normalize
 
@@ -84,7 +85,8 @@ class Predictor:
         self.transform = eval_transform(model.image_size, resize_ratio)
         self._variables = jax.device_put(dict(variables))
         self._log_probabilities = jax.jit(
-            lambda variables, images: nn.log_softmax(model.apply(variables, normalize(images)))
+            lambda variables, images: nn.log_softmax(model.apply(variables, normalize(images))),
+            compiler_options=compiler_options(),
         )
 
     @classmethod

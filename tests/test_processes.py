@@ -30,9 +30,7 @@ def start_two(*arguments, also=((), ()), slurm=False):
     if slurm:
         # JAX takes the first name of the list, and a port in the highest 2^12 by the job's number.
         environment |= {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost,other", "SLURM_NTASKS": "2"}
-        return [
-            start(*arguments, *also[i], SLURM_PROCID=str(i), SLURM_LOCALID=str(i), **environment) for i in range(2)
-        ]
+        return [start(*arguments, *also[i], SLURM_PROCID=str(i), SLURM_LOCALID=str(i), **environment) for i in range(2)]
     flags = (f"--coordinator=127.0.0.1:{port}", "--num_processes=2")
     return [start(*arguments, *also[i], *flags, f"--process_id={i}", **environment) for i in range(2)]
 

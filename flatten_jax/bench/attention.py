@@ -17,6 +17,7 @@ import numpy as np
 from flatten_jax.attention import MIXERS
 from flatten_jax.attention.mixers import make_mixer, takes_bias
 from flatten_jax.bench.timing import Spread, interleaved, ratios
+from flatten_jax.runtime import compiler_options
 
 TOKENS = (196, 784, 3136, 12544, 16384)
 CHANNELS, HEADS = 384, 6
@@ -143,13 +144,13 @@ def sweep(
 
 def _compile(layer: Layer, direction: str, variables: Any, x: jax.ShapeDtypeStruct) -> Any:
     if direction == "forward":
-        return jax.jit(layer).lower(variables, x, x, x).compile()
+        return jax.jit(layer, compiler_options=compiler_options()).lower(variables, x, x, x).compile()
 
     def both(variables: Any, q: Any, k: Any, v: Any, cotangent: Any) -> tuple[jax.Array, Any]:
         out, pull = jax.vjp(layer, variables, q, k, v)
         return out, pull(cotangent)
 
-    return jax.jit(both).lower(variables, x, x, x, x).compile()
+    return jax.jit(both, compiler_options=compiler_options()).lower(variables, x, x, x, x).compile()
 
 
 def _inputs(compiled: Any) -> Any:

@@ -16,6 +16,7 @@ from PIL import Image, ImageEnhance
 from flatten_jax.data import pipeline, rand_augment
 from flatten_jax.data.augment import TrainTransform, random_crop_box
 from flatten_jax.data.sources import Example, Source
+from flatten_jax.runtime import keep_freed_memory
 
 SIZE = (224, 224)
 HEIGHT, WIDTH = 375, 500
@@ -102,7 +103,7 @@ def measure(*, repeats: int = 7, examples: int = 64, subsampling: str = "4:2:0")
     """
     if repeats < 1 or examples < 1:
         raise ValueError(f"{repeats=} and {examples=} have to be at least 1")
-    pipeline.keep_freed_memory()  # as in a worker process
+    keep_freed_memory(64 << 20, threads_share=False)  # as in a worker process
     source = NoiseJpegs(examples, subsampling)
 
     def ours(augment: str, repeat: int) -> None:

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from flatten_jax.models import abstract_variables, create_model, dummy_images
+from flatten_jax.runtime import compiler_options
 from flatten_jax.training.optimizer import make_optimizer
 from flatten_jax.training.sharding import make_mesh, over_data, put_batch
 from flatten_jax.training.step import abstract_state, init_state, make_train_step
@@ -42,7 +43,7 @@ def inference(model: nn.Module, batch_size: int, variables: Any = None, images: 
     if images is None:
         images = np.random.default_rng(0).normal(size=(batch_size, *model.image_size, 3)).astype(np.float32)
     variables, images = jax.device_put((variables, images))
-    compiled, seconds = _compile(jax.jit(model.apply).lower, variables, images)
+    compiled, seconds = _compile(jax.jit(model.apply, compiler_options=compiler_options()).lower, variables, images)
     return Subject(lambda: jax.block_until_ready(compiled(variables, images)), batch_size, seconds, _bytes(compiled))
 
 
@@ -112,7 +113,8 @@ def costs(kind: str, name: str, batch_size: int, **options: Any) -> Costs:
     shape = (batch_size, *model.image_size, 3)
     if kind == "inference":
         images = jax.ShapeDtypeStruct(shape, np.float32)
-        compiled, seconds = _compile(jax.jit(model.apply).lower, abstract_variables(model), images)
+        forward = jax.jit(model.apply, compiler_options=compiler_options())
+        compiled, seconds = _compile(forward.lower, abstract_variables(model), images)
     else:
         step, optimizer, mesh = _training_step(model)
         batch = {

@@ -6,7 +6,6 @@ batch. So nothing depends on the number of workers or processes, and a run resum
 """
 
 import atexit
-import ctypes
 import functools
 import gc
 import logging
@@ -29,6 +28,7 @@ from PIL import Image
 
 from flatten_jax.data.augment import CorruptImageError, decode
 from flatten_jax.data.sources import Example, Source
+from flatten_jax.runtime import keep_freed_memory
 
 Batch = dict[str, np.ndarray]
 Faults = tuple[tuple[str, str], ...]  # name of a picture, and what is wrong with it
@@ -332,23 +332,11 @@ def _start_worker(index: int, count: int) -> None:
     """Ties a worker process to its parent: Grain's workers outlive a killed parent and hold their memory for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends the workers
 
-    keep_freed_memory()
+    # A picture passes through ten or more buffers of 0.1 to 0.6 MB, which were cleared anew for every picture.
+    keep_freed_memory(64 << 20, threads_share=False)
 
     def follow(parent):
         parent.join()
         os._exit(1)
 
     threading.Thread(target=follow, args=(multiprocessing.parent_process(),), daemon=True).start()
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep up to 64 MiB of freed memory of this process, which it gives back to the system otherwise.
-
-    A picture passes through ten or more buffers of 0.1 to 0.6 MB. Without this, most of them are taken from the system
-    and cleared anew for every picture. Does nothing where there is no glibc.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # malloc.h
-        mallopt(trim_threshold, 64 << 20)
-        mallopt(mmap_threshold, 32 << 20)  # the largest that glibc takes

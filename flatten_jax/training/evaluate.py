@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from flatten_jax.runtime import compiler_options
 from flatten_jax.training.preprocess import normalize
 from flatten_jax.training.sharding import over_data, replicated, to_host
 
@@ -37,7 +38,8 @@ def make_eval_step(model: nn.Module, mesh: Mesh) -> Callable[[Sums, Any, dict[st
 
     everywhere = replicated(mesh)
     shardings = (everywhere, None, over_data(mesh))  # parameters stay as they lie
-    return jax.jit(step, donate_argnums=0, in_shardings=shardings, out_shardings=everywhere)
+    options = compiler_options(mesh.devices.flat[0].platform)
+    return jax.jit(step, donate_argnums=0, in_shardings=shardings, out_shardings=everywhere, compiler_options=options)
 
 
 def zero_sums() -> Sums:

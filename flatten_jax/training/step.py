@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from flatten_jax.models import dummy_images
+from flatten_jax.runtime import compiler_options
 from flatten_jax.training import preprocess
 from flatten_jax.training.sharding import by_size, over_data, replicated
 
@@ -120,5 +121,9 @@ def make_train_step(
 
     layout = by_size(mesh, abstract_state(model, optimizer, config.seed, config.train.ema_decay > 0, mesh))
     return jax.jit(
-        step, donate_argnums=0, in_shardings=(layout, over_data(mesh)), out_shardings=(layout, replicated(mesh))
+        step,
+        donate_argnums=0,
+        in_shardings=(layout, over_data(mesh)),
+        out_shardings=(layout, replicated(mesh)),
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
