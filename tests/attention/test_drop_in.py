@@ -33,17 +33,25 @@ def variables(tokens):
 
 
 def test_it_is_the_attention_of_the_models(tokens, variables):
-    options = {"focusing_factor": 2.0, "kernel_size": 5, "use_dwc": True, "use_positional_encoding": False}
     attentions = (
-        QKVAttention(2, "L", options),
-        FocusedLinearAttention(2, **options),
-        FocusedLinearAttention(2, use_positional_encoding=False),
+        QKVAttention(2, "L", {"focusing_factor": 2.0}),
+        FocusedLinearAttention(2, focusing_factor=2.0),
+        FocusedLinearAttention(2),
         FocusedLinearAttention(2, dtype=jnp.bfloat16),
     )
     expected, same, other, half = jax.jit(lambda v: [a.apply(v, tokens, GRID) for a in attentions])(variables)
     np.testing.assert_allclose(same, expected, rtol=1e-6)
-    assert not jnp.allclose(other, expected, rtol=1e-2)
+    assert not np.allclose(other, expected, rtol=1e-2)
     assert half.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("option", [{"kernel_size": 3}, {"use_dwc": False}, {"use_positional_encoding": False}])
+def test_what_is_made_is_chosen(tokens, option):
+    def shapes(attention):
+        return jax.tree.map(jnp.shape, jax.eval_shape(lambda: attention.init(jax.random.key(0), tokens, GRID)))
+
+    assert shapes(FocusedLinearAttention(2, **option)) == shapes(QKVAttention(2, "L", option))
+    assert shapes(FocusedLinearAttention(2, **option)) != shapes(FocusedLinearAttention(2))
 
 
 def test_the_options_are_those_of_the_mixer_and_the_docs_name_them_all():
