@@ -1,6 +1,6 @@
 """The linear layer of all models."""
 
-from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -10,49 +10,81 @@ from flatten_jax.initializers import linear_kernel
 
 
 @jax.custom_vjp
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x @ kernel in the dtype of x, with the gradient of the kernel in the kernel's own.
+def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """x @ kernel + bias in the dtype of x, with gradients of kernel and bias in their own.
 
-    In half precision that gradient, a sum over all tokens, would be rounded to half, and in float16 overflow.
+    In half precision those gradients, sums over all tokens, would be rounded to half, and in float16 overflow.
 
     Args:
-        x: (..., I), half precision.
-        kernel: (I, O), float32.
+        x: (..., I), any floating dtype.
+        kernel: (I, O), of the dtype of x, or float32 for an x in half precision.
+        bias: (O,) likewise, or None.
 
     Returns:
         (..., O) in the dtype of x.
     """
-    return x @ kernel.astype(x.dtype)
+    out = x @ kernel.astype(x.dtype)
+    return out if bias is None else out + bias.astype(x.dtype)
 
 
-def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return matmul(x, kernel), (x, kernel)
+def _forward(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, tuple]:
+    return affine(x, kernel, bias), (x, kernel, bias)
 
 
-def _backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    of_kernel = jnp.einsum("...i,...o->io", x, gradient, preferred_element_type=kernel.dtype)
-    return gradient @ kernel.astype(x.dtype).T, of_kernel
+def _backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    x, kernel, bias = saved
+    sums = partial(_sums, dtype=kernel.dtype)
+    of_kernel, of_bias = jax.lax.platform_dependent(
+        *(a.reshape(-1, a.shape[-1]) for a in (x, gradient)),
+        cpu=partial(_sums_on_cpu, dtype=kernel.dtype),
+        default=sums,
+    )
+    return gradient @ kernel.astype(x.dtype).T, of_kernel, None if bias is None else of_bias.astype(bias.dtype)
 
 
-matmul.defvjp(_forward, _backward)
+affine.defvjp(_forward, _backward)
 
 
-def _promote(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, dtype: jnp.dtype | None) -> tuple:
-    """Flax's promotion, but for a kernel that meets half precision."""
-    half, whole, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=dtype)
-    return half, kernel if half.dtype.itemsize == 2 else whole, bias
+def _sums(x: jax.Array, gradient: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """x^T gradient and the sum of gradient, over the tokens."""
+    of_kernel = jnp.einsum("ni,no->io", x, gradient, preferred_element_type=dtype)
+    return of_kernel, jnp.sum(gradient, axis=0, dtype=dtype)
 
 
-def _dot_general(x: jax.Array, kernel: jax.Array, dimensions: tuple, precision: jax.lax.PrecisionLike) -> jax.Array:
-    if x.dtype == kernel.dtype:
-        return jax.lax.dot_general(x, kernel, dimensions, precision=precision)
-    return matmul(x, kernel)
+def _sums_on_cpu(x: jax.Array, gradient: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """The same, around three slow ways of XLA's CPU compiler (docs/notes_speed.md).
+
+    It transposes the left factor, and computes what precedes it on the way, in strides; it is slow at transposing many
+    columns; and its sum over rows takes six times as long as a product with ones.
+    """
+    x, gradient = jax.lax.optimization_barrier((x, gradient))
+    ones = jnp.ones((1, len(x)), gradient.dtype)
+    of_bias = jnp.matmul(ones, gradient, preferred_element_type=dtype)[0]
+    narrow, wide = (x, gradient) if x.shape[1] <= gradient.shape[1] else (gradient, x)
+    product = jnp.matmul(jax.lax.optimization_barrier(narrow.T), wide, preferred_element_type=dtype)
+    # Without this barrier, XLA would swap the factors again.
+    return product if narrow is x else jax.lax.optimization_barrier(product).T, of_bias
 
 
-class Dense(nn.Dense):
-    """nn.Dense with the release's initial values, and `matmul` where the computation is in half precision."""
+class Dense(nn.Module):
+    """A linear layer with the release's initial values: parameters `kernel` (I, O) and `bias` (O,), in float32.
 
-    kernel_init: nn.initializers.Initializer = linear_kernel
-    promote_dtype: Callable = _promote
-    dot_general: Callable = _dot_general
+    Attributes:
+        features: O.
+        use_bias: whether there is a bias.
+        dtype: of the computation (None: that of the input and the parameters together).
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: (..., I) -> (..., O)."""
+        kernel = self.param("kernel", linear_kernel, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype or jnp.result_type(x, kernel))
+        if x.dtype.itemsize > 2:
+            kernel, bias = kernel.astype(x.dtype), None if bias is None else bias.astype(x.dtype)
+        return affine(x, kernel, bias)

@@ -1,11 +1,11 @@
-"""The linear layer in half precision."""
+"""The linear layer: its gradients, and half precision."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatten_jax.linear import Dense, matmul
+from flatten_jax.linear import Dense, affine
 
 
 def test_float32_is_nn_dense():
@@ -25,18 +25,27 @@ def test_half_computes_in_half_with_the_same_parameters(dtype):
     np.testing.assert_allclose(y.astype(jnp.float32), Dense(3).apply(params, x), atol=2e-3)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_gradients_are_those_of_the_product(dtype):
+@pytest.mark.parametrize(("features", "use_bias"), [(3, True), (13, False)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=["float32", "bfloat16", "float16"])
+def test_gradients_are_those_of_the_product(dtype, features, use_bias):
+    """With more features than there are inputs, and with fewer: the CPU takes the narrower factor first."""
     x = jax.random.normal(jax.random.key(0), (2, 5, 8)).astype(dtype)
-    kernel, weight = jax.random.normal(jax.random.key(1), (8, 3)), jax.random.normal(jax.random.key(2), (2, 5, 3))
-    ours = jax.grad(lambda x, k: (matmul(x, k) * weight).sum(), (0, 1))(x, kernel)
-    exact = jax.grad(lambda x, k: ((x @ k) * weight).sum(), (0, 1))(x.astype(jnp.float32), kernel)
+    kernel, weight = jax.random.normal(jax.random.key(1), (8, features)), jnp.arange(10.0 * features).reshape(2, 5, -1)
+    given = (x, kernel.astype(dtype) if dtype == jnp.float32 else kernel, jnp.ones(features) if use_bias else None)
+    ours = jax.grad(lambda *args: (affine(*args) * weight).sum(), (0, 1, 2))(*given)
+
+    def plain(x, kernel, bias):
+        return ((x @ kernel + (0 if bias is None else bias)) * weight).sum()
+
+    exact = jax.grad(plain, (0, 1, 2))(x.astype(jnp.float32), *given[1:])
     assert (ours[0].dtype, ours[1].dtype) == (dtype, jnp.float32)
-    for a, b in zip(ours, exact, strict=True):
-        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.03 * jnp.abs(b).max())
+    assert (ours[2] is None) != use_bias
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True):
+        tolerance = 1e-5 if dtype == jnp.float32 else 0.03
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=tolerance * jnp.abs(b).max())
 
 
 def test_gradient_of_the_kernel_does_not_overflow_in_float16():
     x = jnp.full((400, 2), 1e4, jnp.float16)
-    gradient = jax.grad(lambda k: matmul(x, k).astype(jnp.float32).sum())(jnp.full((2, 3), 1e-3))
+    gradient = jax.grad(lambda k: affine(x, k, None).astype(jnp.float32).sum())(jnp.full((2, 3), 1e-3))
     np.testing.assert_allclose(gradient, 4e6, rtol=1e-3)

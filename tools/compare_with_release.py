@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 import flatten_jax
+from flatten_jax import runtime
 from flatten_jax.bench import models, report, timing
 from flatten_jax.models import dummy_images
 
@@ -142,9 +143,7 @@ def torch_inference(
     return run
 
 
-def torch_training(
-    model: torch.nn.Module, images: torch.Tensor, device: str, half: bool
-) -> Callable[[], torch.Tensor]:
+def torch_training(model: torch.nn.Module, images: torch.Tensor, device: str, half: bool) -> Callable[[], torch.Tensor]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
     labels = torch.zeros(len(images), dtype=torch.long, device=device)
 
@@ -208,6 +207,7 @@ def main() -> None:
     args.device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     import_release(args.release.expanduser())
+    runtime.keep_freed_memory()  # of all contestants alike
     # Convolutions by TF32, matrix products too: what JAX does on such a GPU by default.
     torch.set_float32_matmul_precision("high")
 

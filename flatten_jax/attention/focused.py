@@ -103,14 +103,15 @@ def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, dtype: jnp.dtype 
     q, k = (x.astype(jnp.promote_types(compute, jnp.float32)) for x in (q, k))
     tokens, (keys, width) = q.shape[2], v.shape[2:]
 
-    # Mean instead of sum, and n^-1/2 on both factors: the release's numerics of May 2024, which keep halves finite.
+    # Means instead of sums: the release's numerics of May 2024.
     z = 1 / (jnp.einsum("bhnd,bhd->bhn", q, k.mean(axis=2)) + EPSILON)[..., None]
-    shrink = keys**-0.5
     if compute.itemsize == 2:
-        # The normaliser goes into the queries before they are rounded, so that the product is rounded once.
-        q, z = q * z, None
-    k, v = (k * shrink).astype(compute), v.astype(compute) * jnp.asarray(shrink, compute)
-    q = q.astype(compute)
+        # So that products stay in the range, n^-1/2 goes into either factor, also in the release. The normaliser goes
+        # into the queries before they are rounded, so that the product is rounded once.
+        k, v, q, z = k * keys**-0.5, v * jnp.asarray(keys**-0.5, v.dtype), q * z, None
+    else:
+        z = z / keys
+    q, k, v = (x.astype(compute) for x in (q, k, v))
     if tokens * keys * (k.shape[3] + width) < (tokens + keys) * k.shape[3] * width:
         out = jnp.einsum("bhnm,bhme->bhne", jnp.einsum("bhnd,bhmd->bhnm", q, k), v)
     else:
