@@ -263,7 +263,12 @@ def _plan(args: argparse.Namespace) -> None:
     for path in args.config:
         for topology in args.topology:
             config = _load_config(path, args.overrides)
-            print(plan.row(config, plan.plan(config, topology, args.quick)), flush=True)
+            try:
+                print(plan.row(config, plan.plan(config, topology, args.quick)), flush=True)
+            except ValueError as error:
+                if len(args.config) * len(args.topology) == 1:
+                    raise
+                print(f"| {config.model.name} | {topology}: {error} |", flush=True)
     print(
         "\nPer chip and step. TFLOP counts 2 for a multiply-add; cycles are the compiler's own estimate, not a timing."
     )

@@ -25,8 +25,7 @@ def start_two(*arguments, also=((), ()), slurm=False):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # On CPUs, JAX 0.10.2 hangs in its first collective where one process has a program from the cache of compilations.
-    environment = {"JAX_NUM_CPU_DEVICES": "2", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    environment = {"JAX_NUM_CPU_DEVICES": "2"}
     if slurm:
         # JAX takes the first name of the list, and a port in the highest 2^12 by the job's number.
         environment |= {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost,other", "SLURM_NTASKS": "2"}

@@ -101,7 +101,7 @@ def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, dtype: jnp.dtype 
     # Heads before tokens, by what makes q, k and v: the products then need no transposition of their own.
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     q, k = (x.astype(jnp.promote_types(compute, jnp.float32)) for x in (q, k))
-    tokens, (keys, width) = q.shape[2], v.shape[2:]
+    keys = k.shape[2]
 
     # Means instead of sums: the release's numerics of May 2024.
     z = 1 / (jnp.einsum("bhnd,bhd->bhn", q, k.mean(axis=2)) + EPSILON)[..., None]
@@ -112,10 +112,7 @@ def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, dtype: jnp.dtype 
     else:
         z = z / keys
     q, k, v = (x.astype(compute) for x in (q, k, v))
-    if tokens * keys * (k.shape[3] + width) < (tokens + keys) * k.shape[3] * width:
-        out = jnp.einsum("bhnm,bhme->bhne", jnp.einsum("bhnd,bhmd->bhnm", q, k), v)
-    else:
-        out = jnp.einsum("bhnd,bhde->bhne", q, jnp.einsum("bhmd,bhme->bhde", k, v))
+    out = jnp.einsum("bhnd,bhde->bhne", q, jnp.einsum("bhmd,bhme->bhde", k, v))
     return (out if z is None else out * z).astype(dtype).swapaxes(1, 2)
 
 
