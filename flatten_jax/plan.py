@@ -112,9 +112,10 @@ def plan(config: ml_collections.ConfigDict, topology: str, quick: bool = False) 
     began = time.monotonic()
     try:
         lowered = make_train_step(model, optimizer, schedule, config, mesh).lower(state, batch)
-        jax.config.update("jax_exec_time_optimization_effort", -1.0 if quick else 0.0)
-        compiled = lowered.compile()
+        compiled = lowered.compile({"exec_time_optimization_effort": -1.0} if quick else None)
     except jax.errors.JaxRuntimeError as error:
+        if quick and "No such compile option" in str(error):
+            raise ValueError(f"JAX {jax.__version__} cannot plan quickly, JAX 0.10 can: leave --quick out") from error
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Plan(**known, compile_seconds=time.monotonic() - began, refused=str(error).splitlines()[0])
