@@ -20,11 +20,10 @@ TINY = (
     "--config.model.depth=1",
     "--config.model.num_heads=2",
 )
-# Every process compiles the same few programs, and runs them for some seconds.
+# Every process compiles the same few programs.
 CACHE = {
     "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
 }
 
 

@@ -19,18 +19,13 @@ SMALL = {
 }
 
 
-def run(function, *args):
-    """function(*args), compiled quickly rather than well: these programs run once."""
-    return jax.jit(function).lower(*args).compile(compiler_options={"xla_backend_optimization_level": 0})(*args)
-
-
 def check(target, model, variables, batches):
     exported = jax.export.deserialize(bytearray(target.read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     images = np.random.default_rng(1).standard_normal((3, *model.image_size, 3), np.float32)
-    logits = np.asarray(run(model.apply, variables, images))
+    logits = np.asarray(jax.jit(model.apply)(variables, images))
     for batch in batches:
-        answer = run(exported.call, images[:batch])
+        answer = jax.jit(exported.call)(images[:batch])
         np.testing.assert_allclose(answer, logits[:batch], rtol=0, atol=1e-5 * np.abs(logits).max())
 
 

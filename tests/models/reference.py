@@ -4,7 +4,6 @@ import json
 import zlib
 from pathlib import Path
 
-import jax
 import numpy as np
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -26,11 +25,6 @@ def images(batch, height, width):
     """(batch, height, width, 3), already normalised."""
     random = np.random.RandomState(20231001).standard_normal((batch, 3, height, width))
     return random.astype(np.float32).transpose(0, 2, 3, 1)
-
-
-def run(function, *args):
-    """function(*args), compiled quickly rather than well: these programs run once."""
-    return jax.jit(function).lower(*args).compile(compiler_options={"xla_backend_optimization_level": 0})(*args)
 
 
 def _weight(name, shape):

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from reference import run
 
 from flatten_jax import create_model
 from flatten_jax.models import abstract_variables, dummy_images, parameters_left_out
@@ -45,7 +44,7 @@ def random_variables(model):
 @pytest.mark.parametrize("family", SMALL)
 def test_rectangles_run(family):
     model = small(family, image_size=(64, 96))
-    logits = run(model.apply, random_variables(model), images(model))
+    logits = jax.jit(model.apply)(random_variables(model), images(model))
     assert logits.shape == (2, 10)
     assert np.isfinite(logits).all()
     assert np.abs(logits[0] - logits[1]).max() > 1e-3 * np.abs(logits).max()
@@ -69,10 +68,14 @@ def test_images_of_another_size_are_refused():
 def test_logits_are_the_head_of_the_pooled_features(family):
     model, headless = small(family), small(family, num_classes=0)
     variables, batch = random_variables(model), images(model)
-    pooled = run(headless.apply, variables, batch)
-    features = run(functools.partial(model.apply, method="forward_features"), variables, batch)
+
+    @jax.jit
+    def all_of_them(variables, batch):
+        features = model.apply(variables, batch, method="forward_features")
+        return headless.apply(variables, batch), features, model.apply(variables, batch)
+
+    pooled, features, logits = all_of_them(variables, batch)
     head = variables["params"]["head"]
-    logits = run(model.apply, variables, batch)
     np.testing.assert_allclose(logits, pooled @ head["kernel"] + head["bias"], rtol=1e-3, atol=1e-4)
     if family.startswith("deit"):
         assert features.shape == (2, 16 + model.class_token, 24)
@@ -87,13 +90,14 @@ def test_logits_are_the_head_of_the_pooled_features(family):
 @pytest.mark.parametrize("family", PYRAMIDS)
 def test_maps_have_the_strides_and_channels_they_say(family):
     model = small(family, features_only=True)
-    maps = run(model.apply, random_variables(model), images(model))
+    fewer = small(family, features_only=True, out_indices=(-1, 1))
+    maps, chosen = jax.jit(lambda *args: (model.apply(*args), fewer.apply(*args)))(
+        random_variables(model), images(model)
+    )
     assert [info["reduction"] for info in model.feature_info] == [4, 8, 16, 32]
     for x, info in zip(maps, model.feature_info, strict=True):
         assert x.shape == (2, 64 // info["reduction"], 64 // info["reduction"], info["num_chs"])
-    fewer = small(family, features_only=True, out_indices=(-1, 1))
     assert [info["index"] for info in fewer.feature_info] == [3, 1]
-    chosen = run(fewer.apply, random_variables(model), images(model))
     np.testing.assert_array_equal(chosen[0], maps[3])
     np.testing.assert_array_equal(chosen[1], maps[1])
 
@@ -101,7 +105,7 @@ def test_maps_have_the_strides_and_channels_they_say(family):
 @pytest.mark.parametrize("family", ["deit", "deit_softmax"])
 def test_maps_of_deit_are_those_of_blocks(family):
     model = small(family, image_size=(32, 64), features_only=True, out_indices=(1, -1))
-    maps = run(model.apply, random_variables(model), images(model))
+    maps = jax.jit(model.apply)(random_variables(model), images(model))
     assert [x.shape for x in maps] == [(2, 2, 4, 24)] * 2
     assert [info["module"] for info in model.feature_info] == ["blocks.1", "blocks.3"]
     assert [i["index"] for i in create_model("deit_t", features_only=True).feature_info] == [2, 5, 8, 11]
@@ -110,12 +114,14 @@ def test_maps_of_deit_are_those_of_blocks(family):
 @pytest.mark.parametrize("family", ["pvt", "swin", "cswin"])
 def test_a_norm_for_each_map(family):
     plain, normed = (small(family, features_only=True, out_indices=(1, 3), feature_norm=f) for f in (False, True))
-    variables = run(normed.init, KEY, images(normed))
-    for raw, x in zip(*(run(m.apply, variables, images(m)) for m in (plain, normed)), strict=True):
+    variables = random_variables(normed)
+    norms = {name: leaves for name, leaves in variables["params"].items() if name.startswith("norm")}
+    assert set(norms) == {"norm1", "norm3"}
+    both = jax.jit(lambda *args: (plain.apply(*args), normed.apply(*args)))(variables, images(normed))
+    for raw, x, norm in zip(*both, (norms["norm1"], norms["norm3"]), strict=True):
         raw = np.asarray(raw)
         expected = (raw - raw.mean(-1, keepdims=True)) / np.sqrt(raw.var(-1, keepdims=True) + normed.epsilon)
-        np.testing.assert_allclose(x, expected, rtol=1e-3, atol=1e-4)
-    assert {name for name in variables["params"] if name.startswith("norm")} == {"norm1", "norm3"}
+        np.testing.assert_allclose(x, expected * norm["scale"] + norm["bias"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_shorter_backbone_says_what_it_leaves_out():
@@ -136,7 +142,7 @@ def initial(family):
         "cswin": dict(embed_dim=64, num_heads=(2, 2, 2, 2)),
     }
     model = small(family, depths=(1, 1, 1, 1), **wide[family])
-    params = run(model.init, KEY, dummy_images(model))["params"]
+    params = jax.jit(model.init)(KEY, dummy_images(model))["params"]
     return {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
 
 
@@ -197,7 +203,7 @@ def test_drop_path_drops_in_training_only_and_more_in_later_blocks(family):
     first, second, again = (train(jax.random.key(seed)) for seed in (1, 2, 1))
     assert np.abs(first - second).max() > 1e-3
     np.testing.assert_array_equal(first, again)
-    np.testing.assert_allclose(*(run(m.apply, variables, batch) for m in (model, small(family))), rtol=1e-5)
+    np.testing.assert_allclose(*(jax.jit(m.apply)(variables, batch) for m in (model, small(family))), rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", SMALL)
@@ -209,7 +215,7 @@ def test_rematerialisation_changes_no_gradient(family):
         def loss(variables, batch, model=model):
             return (model.apply(variables, batch) ** 2).sum()
 
-        gradients.append(run(jax.grad(loss), random_variables(model), images(model)))
+        gradients.append(jax.jit(jax.grad(loss))(random_variables(model), images(model)))
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradients[0]))
     assert scale > 1e-3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), *gradients)
@@ -218,8 +224,8 @@ def test_rematerialisation_changes_no_gradient(family):
 @pytest.mark.parametrize("family", SMALL)
 def test_bfloat16_is_near_and_gives_float32_logits(family):
     model, half = small(family), small(family, dtype="bfloat16")
-    variables, batch = run(model.init, KEY, images(model)), images(model)
-    exact, near = (run(m.apply, variables, batch) for m in (model, half))
+    variables, batch = jax.jit(model.init)(KEY, images(model)), images(model)
+    exact, near = (jax.jit(m.apply)(variables, batch) for m in (model, half))
     assert near.dtype == jnp.float32
     np.testing.assert_allclose(near, exact, atol=0.03 * np.abs(exact).max())
     maps = jax.eval_shape(small(family, dtype="bfloat16", features_only=True).apply, variables, batch)

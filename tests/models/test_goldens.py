@@ -46,7 +46,7 @@ def test_a_model_gives_the_original_logits(name):
     model = flatten_jax.create_model(name)
     variables = flatten_jax.from_torch(reference.state_dict(golden["keys"]), model)
     images = reference.images(len(golden["logits"]), *model.image_size)
-    assert_close(reference.run(model.apply, variables, images), golden["logits"])
+    assert_close(jax.jit(model.apply)(variables, images), golden["logits"])
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -55,7 +55,7 @@ def test_an_option_gives_the_original_outputs(name):
     size = tuple(map(int, golden["image_size"]))
     model = flatten_jax.create_model(str(golden["model"]), image_size=size, **golden["options"])
     variables = flatten_jax.from_torch(reference.state_dict(golden["keys"]), model)
-    output = reference.run(model.apply, variables, reference.images(1, *size))
+    output = jax.jit(model.apply)(variables, reference.images(1, *size))
     assert_close(output[-1] if model.features_only else output, golden["output"])
 
 

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from reference import run
 
 from flatten_jax import create_model
 from flatten_jax.models import abstract_variables
@@ -39,7 +38,7 @@ def test_a_loop_gives_the_same_values_and_gradients():
             logits = model.apply(variables, images, train=True)
             return (logits**2).sum(), logits
 
-        (_, logits), gradients = run(jax.value_and_grad(loss, has_aux=True), variables)
+        (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables)
         return logits, gradients
 
     (logits, gradients), (looped, of_loop) = map(of, models)
@@ -59,12 +58,11 @@ def test_in_a_loop_every_block_has_its_own_rate_of_drop_path():
     one = create_model("flatten_deit_t", depth=1, **DEIT)
     variables = random_variables(two)
     images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
-    trained = run(
-        lambda v: two.apply(v, images, train=True, rngs={"dropout": jax.random.key(0)}, method="forward_features"),
-        variables,
-    )
+    trained = jax.jit(
+        lambda v: two.apply(v, images, train=True, rngs={"dropout": jax.random.key(0)}, method="forward_features")
+    )(variables)
     of_first = {k: v for k, v in variables["params"].items() if k != "blocks_1"}
-    expected = run(lambda p: one.apply({"params": p}, images, method="forward_features"), of_first)
+    expected = jax.jit(lambda p: one.apply({"params": p}, images, method="forward_features"))(of_first)
     np.testing.assert_allclose(trained, expected, rtol=1e-4, atol=1e-4)
 
 
