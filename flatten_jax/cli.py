@@ -213,21 +213,28 @@ def _load_trained(args: argparse.Namespace, best: bool = False) -> Any:
     return load_trained(args.source, args.model, ema=args.ema, best=best, **_model_options(args))
 
 
+def _load_or_random(args: argparse.Namespace) -> Any:
+    """The weights of --from, or random ones for --model; says which."""
+    from flatten_jax.trained import random_weights
+
+    if args.random == bool(args.source) or (args.random and not args.model):
+        raise ValueError(f"{args.command} needs weights (--from), or a model without them (--model NAME --random)")
+    trained = random_weights(args.model, **_model_options(args)) if args.random else _load_trained(args)
+    print(trained.said, file=sys.stderr)
+    return trained
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    if args.output and Path(args.output).exists() and not args.overwrite:
+        raise ValueError(f"{args.output} exists already: choose another name, or --overwrite")
+
+
 def _predict(args: argparse.Namespace) -> None:
     from flatten_jax import predict, runtime
 
-    if args.random == bool(args.source) or (args.random and not args.model):
-        raise ValueError("predict needs weights (--from), or a model without them (--model NAME --random)")
-    if args.output and Path(args.output).exists() and not args.overwrite:
-        raise ValueError(f"{args.output} exists already: choose another name, or --overwrite")
-    if args.random:
-        from flatten_jax.trained import random_weights
-
-        trained = random_weights(args.model, **_model_options(args))
-    else:
-        trained = _load_trained(args)
+    _check_output(args)
+    trained = _load_or_random(args)
     runtime.cache_compilations()
-    print(trained.said, file=sys.stderr)
     predictor = predict.Predictor(trained.model, trained.variables, trained.class_names, trained.resize_ratio)
     pictures = predict.find_pictures(args.pictures)
     predictions = predictor(pictures, top=args.top, batch_size=args.batch_size)
@@ -292,8 +299,7 @@ def _load_config(path: str, overrides: list[str]) -> Any:
 
 
 def _visualize(args: argparse.Namespace) -> None:
-    if Path(args.output).exists() and not args.overwrite:
-        raise ValueError(f"{args.output} exists already: choose another name, or --overwrite")
+    _check_output(args)
     if args.figure == "focus":
         if args.pictures or args.source or args.model:
             raise ValueError("--figure focus shows the map itself: it takes neither pictures nor a model")
@@ -301,15 +307,11 @@ def _visualize(args: argparse.Namespace) -> None:
 
         figure = figures.focus(focusing_factors=(1, 2, 3, 4))
     else:
-        if args.random == bool(args.source) or (args.random and not args.model):
-            raise ValueError("visualize needs weights (--from), or a model without them (--model NAME --random)")
         from flatten_jax import predict
         from flatten_jax.analysis.visualize import CENTRE, visualize
         from flatten_jax.data.augment import decode, eval_transform
-        from flatten_jax.trained import random_weights
 
-        trained = random_weights(args.model, **_model_options(args)) if args.random else _load_trained(args)
-        print(trained.said, file=sys.stderr)
+        trained = _load_or_random(args)
         transform = eval_transform(trained.model.image_size, trained.resize_ratio)
         pictures = [transform(decode(Path(file).read_bytes(), file)) for file in predict.find_pictures(args.pictures)]
         options = dict(block=args.block, head=args.head, queries=args.query or [CENTRE])
@@ -319,8 +321,7 @@ def _visualize(args: argparse.Namespace) -> None:
 
 
 def _curves(args: argparse.Namespace) -> None:
-    if Path(args.output).exists() and not args.overwrite:
-        raise ValueError(f"{args.output} exists already: choose another name, or --overwrite")
+    _check_output(args)
     from flatten_jax.analysis import curves
 
     curves.draw_curves(args.runs, args.output)
