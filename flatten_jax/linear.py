@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flatten_jax.apart import apart
 from flatten_jax.initializers import linear_kernel
 
 
@@ -57,13 +58,15 @@ def _sums_on_cpu(x: jax.Array, gradient: jax.Array, dtype: jnp.dtype) -> tuple[j
     It transposes the left factor, and computes what precedes it on the way, in strides; it is slow at transposing many
     columns; and its sum over rows takes six times as long as a product with ones.
     """
-    x, gradient = jax.lax.optimization_barrier((x, gradient))
-    ones = jnp.ones((1, len(x)), gradient.dtype)
-    of_bias = jnp.matmul(ones, gradient, preferred_element_type=dtype)[0]
-    narrow, wide = (x, gradient) if x.shape[1] <= gradient.shape[1] else (gradient, x)
-    product = jnp.matmul(jax.lax.optimization_barrier(narrow.T), wide, preferred_element_type=dtype)
-    # Without this barrier, XLA would swap the factors again.
-    return product if narrow is x else jax.lax.optimization_barrier(product).T, of_bias
+    of_bias = jnp.matmul(jnp.ones((1, len(x)), gradient.dtype), gradient, preferred_element_type=dtype)[0]
+    if x.shape[1] <= gradient.shape[1]:
+        return jnp.matmul(_transpose(x), gradient, preferred_element_type=dtype), of_bias
+    return _transpose(jnp.matmul(_transpose(gradient), x, preferred_element_type=dtype)), of_bias
+
+
+@apart
+def _transpose(x: jax.Array) -> jax.Array:
+    return x.T
 
 
 class Dense(nn.Module):

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flatten_jax.apart import apart
 from flatten_jax.initializers import TORCH_CONV, ConvInit
 
 
@@ -29,23 +30,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _shifted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    size, (_, height, width, _) = kernel.shape[0], x.shape
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-
-    padded = _pad(x, size // 2)
-
-    def add_row(row: jax.Array, out: jax.Array) -> jax.Array:
-        above = jax.lax.dynamic_slice_in_dim(padded, row, size, axis=1)
-        terms = (
-            above[:, i : i + 1, j : j + width].astype(dtype) * kernel[i, j].astype(dtype)
-            for i in range(size)
-            for j in range(size)
-        )
-        return jax.lax.dynamic_update_slice_in_dim(out, sum(terms).astype(x.dtype), row, axis=1)
-
-    # A loop over rows, since XLA would compute the whole sum together with what follows, such as a division into heads,
-    # for which it finds no vector instructions: four to ten times slower. Nothing else keeps it apart.
-    return jax.lax.fori_loop(0, height, add_row, jnp.zeros_like(x))
+    return _sum_of_shifts(_pad(x, kernel.shape[0] // 2), kernel)
 
 
 def _shifted_sum_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -53,23 +38,67 @@ def _shifted_sum_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tu
 
 
 def _shifted_sum_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of x: the same sum with the kernel turned. Of the kernel: row by row of the grid, which stay in the cache."""
+    """Of x: the same sum with the kernel turned. Of the kernel: see `_kernel_gradient`."""
     x, kernel = saved
-    size, (_, height, width, _) = kernel.shape[0], x.shape
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    padded, gradient = jax.lax.optimization_barrier((_pad(x, size // 2), gradient))
-
-    def add_row(total: jax.Array, row: jax.Array) -> tuple[jax.Array, None]:
-        above = jax.lax.dynamic_slice_in_dim(padded, row, size, axis=1).astype(dtype)
-        of_row = jax.lax.dynamic_slice_in_dim(gradient, row, 1, axis=1).astype(dtype)
-        terms = [(above[:, :, j : j + width] * of_row).sum(axis=(0, 2)) for j in range(size)]
-        return total + jnp.stack(terms, axis=1), None
-
-    of_kernel, _ = jax.lax.scan(add_row, jnp.zeros(kernel.shape, dtype), jnp.arange(height))
-    return _shifted_sum(gradient, kernel[::-1, ::-1]), of_kernel.astype(kernel.dtype)
+    of_kernel = _kernel_gradient(x, gradient, kernel.shape[0]).astype(kernel.dtype)
+    return _shifted_sum(gradient, kernel[::-1, ::-1]), of_kernel
 
 
 _shifted_sum.defvjp(_shifted_sum_forward, _shifted_sum_backward)
+
+
+@apart
+def _sum_of_shifts(padded: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One pass, in vectors of channels. With what follows, such as a division into heads, XLA would find no vectors."""
+    size = kernel.shape[0]
+    height, width = (side - size + 1 for side in padded.shape[1:3])
+    dtype = jnp.promote_types(padded.dtype, jnp.float32)
+    return sum(
+        padded[:, i : i + height, j : j + width].astype(dtype) * kernel[i, j].astype(dtype)
+        for i in range(size)
+        for j in range(size)
+    ).astype(padded.dtype)
+
+
+def _kernel_gradient(x: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
+    """(k, k, C), sums of products over images and grid.
+
+    In blocks of up to eight rows of the grid, which stay in the cache; sums over their rows are vectors of channels.
+    The loop is not over images, since those may be sharded. Sums of sums, over images and then columns, are few.
+    """
+    batch, height, width, channels = x.shape
+    blocks = -(-height // 8)
+    rows = -(-height // blocks)
+    more = blocks * rows - height  # rows of zeros, where blocks do not divide the grid
+    padded = jnp.pad(_pad(x, size // 2), ((0, 0), (0, more), (0, 0), (0, 0)))
+    gradient = jnp.pad(gradient, ((0, 0), (0, more), (0, 0), (0, 0)))
+
+    def add_block(block: jax.Array, totals: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        here = jax.lax.dynamic_slice_in_dim(gradient, block * rows, rows, axis=1)
+        around = jax.lax.dynamic_slice_in_dim(padded, block * rows, rows + size - 1, axis=1)
+        return _add_products(totals, around, here)
+
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    totals = (jnp.zeros((batch, size, width, channels), dtype),) * size
+    totals = jax.lax.fori_loop(0, blocks, add_block, totals)
+    of_images = [jnp.ones(batch, dtype) @ total.reshape(batch, -1) for total in totals]
+    return _sum_of_columns(jnp.stack(of_images).reshape(size, size, width, channels)).swapaxes(0, 1)
+
+
+@apart
+def _add_products(totals: tuple[jax.Array, ...], around: jax.Array, here: jax.Array) -> tuple[jax.Array, ...]:
+    """totals[j] (B, k, width, C) + for every row i of the kernel, x shifted by (i, j) times the gradient."""
+    size, rows, width = len(totals), here.shape[1], here.shape[2]
+    around, here = (a.astype(totals[0].dtype) for a in (around, here))
+    return tuple(
+        total + sum(around[:, row : row + size, j : j + width] * here[:, row : row + 1] for row in range(rows))
+        for j, total in enumerate(totals)
+    )
+
+
+@apart
+def _sum_of_columns(x: jax.Array) -> jax.Array:
+    return sum(x[:, :, column] for column in range(x.shape[2]))
 
 
 def _pad(x: jax.Array, margin: int) -> jax.Array:
