@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.apart import apart
+from flatten_jax.cpu import apart, sum_over_tokens
 from flatten_jax.initializers import linear_kernel
 
 
@@ -34,34 +34,28 @@ def _forward(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[j
 
 def _backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     x, kernel, bias = saved
-    sums = partial(_sums, dtype=kernel.dtype)
-    of_kernel, of_bias = jax.lax.platform_dependent(
+    of_kernel = jax.lax.platform_dependent(
         *(a.reshape(-1, a.shape[-1]) for a in (x, gradient)),
-        cpu=partial(_sums_on_cpu, dtype=kernel.dtype),
-        default=sums,
+        cpu=partial(_product_on_cpu, dtype=kernel.dtype),
+        default=partial(_product, dtype=kernel.dtype),
     )
-    return gradient @ kernel.astype(x.dtype).T, of_kernel, None if bias is None else of_bias.astype(bias.dtype)
+    of_bias = None if bias is None else sum_over_tokens(gradient, kernel.dtype).astype(bias.dtype)
+    return gradient @ kernel.astype(x.dtype).T, of_kernel, of_bias
 
 
 affine.defvjp(_forward, _backward)
 
 
-def _sums(x: jax.Array, gradient: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """x^T gradient and the sum of gradient, over the tokens."""
-    of_kernel = jnp.einsum("ni,no->io", x, gradient, preferred_element_type=dtype)
-    return of_kernel, jnp.sum(gradient, axis=0, dtype=dtype)
+def _product(x: jax.Array, gradient: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x^T gradient: (N, I), (N, O) -> (I, O)."""
+    return jnp.einsum("ni,no->io", x, gradient, preferred_element_type=dtype)
 
 
-def _sums_on_cpu(x: jax.Array, gradient: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """The same, around three slow ways of XLA's CPU compiler (docs/notes_speed.md).
-
-    It transposes the left factor, and computes what precedes it on the way, in strides; it is slow at transposing many
-    columns; and its sum over rows takes six times as long as a product with ones.
-    """
-    of_bias = jnp.matmul(jnp.ones((1, len(x)), gradient.dtype), gradient, preferred_element_type=dtype)[0]
+def _product_on_cpu(x: jax.Array, gradient: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The same, where XLA would transpose the left factor, however wide, and compute in strides what precedes it."""
     if x.shape[1] <= gradient.shape[1]:
-        return jnp.matmul(_transpose(x), gradient, preferred_element_type=dtype), of_bias
-    return _transpose(jnp.matmul(_transpose(gradient), x, preferred_element_type=dtype)), of_bias
+        return jnp.matmul(_transpose(x), gradient, preferred_element_type=dtype)
+    return _transpose(jnp.matmul(_transpose(gradient), x, preferred_element_type=dtype))
 
 
 @apart

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.apart import apart
+from flatten_jax.cpu import apart
 from flatten_jax.initializers import TORCH_CONV, ConvInit
 
 

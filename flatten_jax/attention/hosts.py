@@ -17,6 +17,7 @@ from flatten_jax.attention.mixers import make_mixer, takes_bias
 from flatten_jax.attention.windows import pad_to_windows, partition, relative_position_index, shift_mask, unpartition
 from flatten_jax.initializers import TORCH_CONV, ConvInit, conv, position_embedding
 from flatten_jax.linear import Dense
+from flatten_jax.norm import LayerNorm
 
 Grid = tuple[int, int]
 
@@ -191,6 +192,6 @@ class ReducedAttention(nn.Module):
                 channels, channels, self.sr_ratio, self.sr_ratio, init=self.conv_init, dtype=self.dtype, name="sr"
             )
             x = reduce(x.reshape(batch, *grid, channels)).reshape(batch, -1, channels)
-            x = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=self.dtype, name="norm")(x)
+            x = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
         k, v = jnp.split(Dense(2 * channels, dtype=self.dtype, name="kv")(x), 2, axis=-1)
         return Dense(channels, dtype=self.dtype, name="proj")(mixer(q, k, v, grid, key_grid))

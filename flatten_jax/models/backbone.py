@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.linear import Dense
-from flatten_jax.models.layers import LayerNorm
+from flatten_jax.norm import LayerNorm
 
 
 class Backbone(nn.Module):

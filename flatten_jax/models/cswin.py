@@ -8,8 +8,9 @@ import jax
 from flatten_jax.attention import StripeAttention, takes_bias
 from flatten_jax.initializers import conv
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.layers import LayerNorm, PatchEmbed, drop_path_rates, stage_letters
+from flatten_jax.models.layers import PatchEmbed, drop_path_rates, stage_letters
 from flatten_jax.models.stack import block_class, on_grid, run_blocks
+from flatten_jax.norm import LayerNorm
 
 
 class CSwin(Backbone):

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 
 from flatten_jax.models.backbone import Backbone
+from flatten_jax.norm import LayerNorm
 
 _LAYER_NORM = 5  # per element: what fvcore, which the paper used, counts for a LayerNorm
 
@@ -24,7 +25,7 @@ def multiply_adds(model: Backbone) -> int:
 
     def count_norm(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         nonlocal norms
-        if isinstance(context.module, nn.LayerNorm) and context.method_name == "__call__":
+        if isinstance(context.module, LayerNorm) and context.method_name == "__call__":
             norms += _LAYER_NORM * args[0].size
         return call(*args, **kwargs)
 
@@ -52,8 +53,7 @@ def _count_equation(equation: jax.extend.core.JaxprEqn) -> int:
     if params.get("name") == "_resize":
         return 0  # an interpolation, which JAX writes as a matrix product
     if name == "cond":
-        # The depthwise convolution has a branch for each platform: one is a convolution, the other elementwise.
-        return max(_count(branch.jaxpr) for branch in params["branches"])
+        return _count(params["branches"][-1].jaxpr)  # a branch for each platform, the last is the plain form
     if name == "scan":
         return params["length"] * _count(params["jaxpr"].jaxpr)
     return sum(_count(inner) for inner in _inner(params))

@@ -7,14 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flatten_jax.cpu import gradient_apart
 from flatten_jax.gelu import gelu
 from flatten_jax.initializers import TORCH_CONV, ConvInit, conv
 from flatten_jax.linear import Dense
+from flatten_jax.norm import LayerNorm
 
 Grid = tuple[int, int]
-
-# PyTorch's two-pass variance; E[x^2] - E[x]^2 loses digits. Statistics are in float32 whatever the dtype.
-LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
 
 
 def patch_grid(image_size: tuple[int, int], patch_size: int) -> Grid:
@@ -115,6 +114,7 @@ class Block(nn.Module):
         attention = self.attention(name="attn")
         if not self.own_scope:
             nn.share_scope(self, attention)
+        x = gradient_apart(x)
         x = x + dropped(attention(norm(name="norm1")(x), grid))
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.mlp_local, dtype=self.dtype, name="mlp")
         return x + dropped(mlp(norm(name="norm2")(x), grid))

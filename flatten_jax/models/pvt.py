@@ -11,8 +11,9 @@ from flax import linen as nn
 from flatten_jax.attention import ReducedAttention, takes_bias
 from flatten_jax.initializers import TORCH_CONV, ConvInit, position_embedding
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.layers import LayerNorm, PatchEmbed, drop_path_rates, patch_grid, stage_letters
+from flatten_jax.models.layers import PatchEmbed, drop_path_rates, patch_grid, stage_letters
 from flatten_jax.models.stack import block_class, on_grid, run_blocks
+from flatten_jax.norm import LayerNorm
 
 
 class PVT(Backbone):

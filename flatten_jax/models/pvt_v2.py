@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from flatten_jax.attention import DepthwiseConv
 from flatten_jax.initializers import FAN_OUT_CONV
-from flatten_jax.models.layers import Grid, LayerNorm, PatchEmbed
+from flatten_jax.models.layers import Grid, PatchEmbed
 from flatten_jax.models.pvt import PVT
+from flatten_jax.norm import LayerNorm
 
 
 class PVTv2(PVT):
