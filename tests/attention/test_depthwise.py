@@ -7,10 +7,11 @@ import pytest
 
 from flatten_jax.attention import depthwise_conv
 from flatten_jax.attention.depthwise import DepthwiseConv, _grouped_convolution, _shifted_sum
+from flatten_jax.training.sharding import make_mesh, over_data
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
-@pytest.mark.parametrize("grid", [(7, 7), (3, 10), (1, 2)])
+@pytest.mark.parametrize("grid", [(7, 7), (3, 10), (1, 2), (17, 2)])  # 17 rows are three blocks of six, less one
 def test_shifted_sum_is_the_grouped_convolution_with_its_gradients(size, grid):
     x = jax.random.normal(jax.random.key(0), (2, *grid, 6))
     kernel = jax.random.normal(jax.random.key(1), (size, size, 6))
@@ -22,6 +23,16 @@ def test_shifted_sum_is_the_grouped_convolution_with_its_gradients(size, grid):
     )  # fmt: skip
     np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *gradients)
+
+
+def test_a_batch_that_is_spread_over_devices_stays_there():
+    spread = over_data(make_mesh(jax.devices()))
+    x = jax.device_put(jax.random.normal(jax.random.key(0), (16, 9, 9, 4)), spread)
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 4))
+    gradient = jax.jit(jax.grad(lambda x, kernel: (depthwise_conv(x, kernel) ** 2).sum(), (0, 1)))
+    text = gradient.lower(x, kernel).compile().as_text()
+    assert "all-gather" not in text
+    assert "all-reduce" in text  # of the kernel's gradient
 
 
 def test_it_correlates_rows_then_columns():
