@@ -1,6 +1,7 @@
 """The console command `flatten-jax`: a thin layer over functions of the package."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -258,9 +259,11 @@ def _share(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
+    # The TPU compiler needs no TPU: it must not look for one, nor keep others from compiling at the same time.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     import jax
 
-    # The TPU compiler needs no TPU, and JAX must not look for one.
     jax.config.update("jax_platforms", "cpu")
     virtual = [int(t[4:]) for t in args.topology if t.startswith("cpu:") and t[4:].isdecimal()]
     jax.config.update("jax_num_cpu_devices", max(virtual, default=1))

@@ -19,12 +19,12 @@ from flatten_jax._version import __version__
 from flatten_jax.data.augment import RESIZE_RATIO
 from flatten_jax.models import create_model, model_options
 from flatten_jax.models.registry import MODELS
-from flatten_jax.weights.files import save_weights, sha256
+from flatten_jax.weights.files import OF_TRAINING, save_weights, sha256
 from flatten_jax.weights.load import load_weights
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 # Options that do not change what the weights mean; size and classes are told in any case.
-_OF_USE = {"num_classes", "image_size", "drop_path", "dtype", "remat", "scan"}
+_OF_USE = {"num_classes", "image_size", *OF_TRAINING}
 
 
 def save_pretrained(

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention.hosts import Grid, QKVAttention
+from flatten_jax.attention.mixers import mixer_options
 
 
 class FocusedLinearAttention(nn.Module):
@@ -88,12 +89,7 @@ class FocusedLinearAttention(nn.Module):
                 f"{tokens.shape[1]} tokens are not on a grid of {height} x {width} = {height * width}; leave class "
                 "tokens and registers out, and pool the tokens instead (x.mean(axis=1))"
             )
-        options = {
-            "focusing_factor": self.focusing_factor,
-            "kernel_size": self.kernel_size,
-            "use_dwc": self.use_dwc,
-            "use_positional_encoding": self.use_positional_encoding,
-        }
+        options = {name: getattr(self, name) for name in mixer_options("L")}
         attention = QKVAttention(self.num_heads, "L", options, self.dtype)
         nn.share_scope(self, attention)
         return attention(tokens, (height, width)).reshape(x.shape)

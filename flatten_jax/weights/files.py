@@ -22,7 +22,7 @@ from flatten_jax.weights.load import FORMAT, Report, focusing_factor, load_with_
 
 LICENCE_NOTE = "weights of the FLatten release carry no licence; check before redistribution"
 _ORIGIN = ("source", "source_sha256", "source_weights", "licence")  # keys of the metadata
-_OF_TRAINING = ("dtype", "drop_path", "remat", "scan")  # options that do not belong to the weights
+OF_TRAINING = ("dtype", "drop_path", "remat", "scan")  # options that do not belong to the weights
 
 
 def save_weights(
@@ -44,7 +44,7 @@ def save_weights(
     """
     model = create_model(name, **(options or {}))
     name = ALIASES.get(name, name)
-    kept = {k: v for k, v in (options or {}).items() if k not in _OF_TRAINING}
+    kept = {k: v for k, v in (options or {}).items() if k not in OF_TRAINING}
     kept |= {"image_size": model.image_size, "num_classes": model.num_classes}
     arrays = {"/".join(p): np.ascontiguousarray(x) for p, x in flatten_dict(dict(variables["params"])).items()}
     described = {"format": FORMAT, "flatten_jax": __version__, "model": name, "options": json.dumps(kept)}
