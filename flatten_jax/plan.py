@@ -69,8 +69,10 @@ def topology_devices(topology: str) -> list[jax.Device]:
         return jax.devices("cpu")[: int(shape)]
     from jax.experimental import topologies
 
+    # The two cores of a v4 chip are one device to JAX ("megacore"); libtpu would list them by themselves.
+    options = {"chip_config_name": "megacore"} if platform == "v4" else {}
     try:
-        return topologies.get_topology_desc(topology, platform="tpu").devices
+        return topologies.get_topology_desc(topology, platform="tpu", **options).devices
     except Exception as error:  # libtpu's absence and its refusals have many types
         raise ValueError(
             f"{topology=} cannot be described ({str(error).splitlines()[0][:120]}). It needs pip install "
