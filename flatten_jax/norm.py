@@ -64,5 +64,6 @@ class LayerNorm(nn.Module):
         """x: (..., C) -> the same shape."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        y = layer_norm(x, scale, bias, self.epsilon)
-        return y.astype(self.dtype or jnp.result_type(x, scale))
+        dtype = jnp.result_type(x, scale) if self.dtype is None else self.dtype
+        x = x.astype(jnp.promote_types(x.dtype, dtype))  # what is more precise of the two is rounded once, at the end
+        return layer_norm(x, scale, bias, self.epsilon).astype(dtype)

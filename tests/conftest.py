@@ -9,7 +9,7 @@ import jax
 _FLAGS = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join(_FLAGS)
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 
 jax.config.update("jax_num_cpu_devices", 8)
 # Tests of one session, in whatever process, compile the same small programs again and again.

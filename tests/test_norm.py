@@ -47,6 +47,14 @@ def test_the_backward_pass_is_the_derivative_in_float64():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), ours, exact)
 
 
+def test_a_result_in_float32_of_half_precision_is_not_rounded_to_half():
+    x = given(jnp.bfloat16)[0]
+    params = LayerNorm().init(jax.random.key(0), x)
+    y = LayerNorm().apply(params, x)
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, LayerNorm().apply(params, x.astype(jnp.float32)), rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_has_statistics_in_float32(dtype):
     x = given(dtype)[0] * 1000  # squares are beyond float16

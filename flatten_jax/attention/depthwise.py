@@ -98,6 +98,7 @@ def _add_products(totals: tuple[jax.Array, ...], around: jax.Array, here: jax.Ar
 
 @apart
 def _sum_of_columns(x: jax.Array) -> jax.Array:
+    """(k, k, width, C) -> (k, k, C)."""
     return sum(x[:, :, column] for column in range(x.shape[2]))
 
 
