@@ -4,11 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.cpu import apart
+from flatten_jax.cpu import apart, sum_over_tokens
 from flatten_jax.initializers import TORCH_CONV, ConvInit
 
 
-def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """Depthwise convolution of stride 1, zero-padded to keep the size.
 
     XLA's grouped convolution on the CPU is some thirty times slower than the same sum written as shifted
@@ -17,6 +17,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Args:
         x: (B, height, width, C).
         kernel: (k, k, C) with k odd, one k x k filter per channel (cross-correlation, as in every framework).
+        bias: (C,), or None.
 
     Returns:
         (B, height, width, C), summed in float32 and returned in the dtype of `x`.
@@ -25,39 +26,54 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
         raise ValueError(f"{kernel.shape=} must be (k, k, channels) with k odd: an even k cannot keep the grid's size")
     if kernel.shape[2] != x.shape[3]:
         raise ValueError(f"{kernel.shape=} has another number of channels than {x.shape=}")
-    return jax.lax.platform_dependent(x, kernel, cpu=_shifted_sum, default=_grouped_convolution)
+    return _convolution(x, kernel, bias)
 
 
 @jax.custom_vjp
-def _shifted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _sum_of_shifts(_pad(x, kernel.shape[0] // 2), kernel)
+def _convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    return jax.lax.platform_dependent(x, kernel, bias, cpu=_shifted_sum, default=_grouped_convolution)
 
 
-def _shifted_sum_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _shifted_sum(x, kernel), (x, kernel)
+def _forward(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, tuple]:
+    return _convolution(x, kernel, bias), (x, kernel, bias)
 
 
-def _shifted_sum_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    x, kernel, bias = saved
+    of_x, of_kernel = jax.lax.platform_dependent(x, kernel, gradient, cpu=_shifted_gradients, default=_gradients)
+    # In half precision a sum over all tokens would be rounded to half, and in float16 overflow.
+    return of_x, of_kernel, None if bias is None else sum_over_tokens(gradient, bias.dtype)
+
+
+_convolution.defvjp(_forward, _backward)
+
+
+def _gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.vjp(lambda x, kernel: _grouped_convolution(x, kernel, None), x, kernel)[1](gradient)
+
+
+def _shifted_gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of x: the same sum with the kernel turned. Of the kernel: see `_kernel_gradient`."""
-    x, kernel = saved
     of_kernel = _kernel_gradient(x, gradient, kernel.shape[0]).astype(kernel.dtype)
-    return _shifted_sum(gradient, kernel[::-1, ::-1]), of_kernel
+    return _shifted_sum(gradient, kernel[::-1, ::-1], None), of_kernel
 
 
-_shifted_sum.defvjp(_shifted_sum_forward, _shifted_sum_backward)
+def _shifted_sum(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    return _sum_of_shifts(_pad(x, kernel.shape[0] // 2), kernel, bias)
 
 
 @apart
-def _sum_of_shifts(padded: jax.Array, kernel: jax.Array) -> jax.Array:
+def _sum_of_shifts(padded: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """One pass, in vectors of channels. With what follows, such as a division into heads, XLA would find no vectors."""
     size = kernel.shape[0]
     height, width = (side - size + 1 for side in padded.shape[1:3])
     dtype = jnp.promote_types(padded.dtype, jnp.float32)
-    return sum(
+    out = sum(
         padded[:, i : i + height, j : j + width].astype(dtype) * kernel[i, j].astype(dtype)
         for i in range(size)
         for j in range(size)
-    ).astype(padded.dtype)
+    )
+    return (out if bias is None else out + bias.astype(dtype)).astype(padded.dtype)
 
 
 def _kernel_gradient(x: jax.Array, gradient: jax.Array, size: int) -> jax.Array:
@@ -106,8 +122,8 @@ def _pad(x: jax.Array, margin: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
 
 
-def _grouped_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jax.lax.conv_general_dilated(
+def _grouped_convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    out = jax.lax.conv_general_dilated(
         x,
         kernel[:, :, None, :].astype(x.dtype),
         window_strides=(1, 1),
@@ -115,6 +131,7 @@ def _grouped_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[3],
     )
+    return out if bias is None else out + bias.astype(x.dtype)
 
 
 class DepthwiseConv(nn.Module):
@@ -134,7 +151,7 @@ class DepthwiseConv(nn.Module):
         size = self.kernel_size
         kernel = self.param("kernel", self.conv_init.kernel, (size, size, 1, self.features))
         bias = self.param("bias", self.conv_init.bias(size * size), (self.features,))
-        # The kernel stays in float32: its gradient is a sum over all tokens, too large for float16.
-        x, _, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        # Kernel and bias stay in float32, as their gradients do, sums over all tokens.
+        (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype or jnp.result_type(x, kernel))
         heads = x.shape[-1] // self.features
-        return depthwise_conv(x, jnp.tile(kernel[:, :, 0], heads)) + jnp.tile(bias, heads)
+        return depthwise_conv(x, jnp.tile(kernel[:, :, 0], heads), jnp.tile(bias, heads))

@@ -1,5 +1,6 @@
 """Focused linear attention (Han et al., ICCV 2023, arXiv 2308.00442): the map, the core, and the mixer made of them."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention.depthwise import DepthwiseConv
+from flatten_jax.cpu import sum_over_channels, sum_over_tokens
 from flatten_jax.initializers import TORCH_CONV, ConvInit
 
 Grid = tuple[int, int]
@@ -18,69 +20,89 @@ def focused_map(x: jax.Array, focusing_factor: float = 3.0, scale: jax.Array | N
 
     Paper, eq. 6, with what the release adds: 1e-6 after the ReLU, and a division by softplus(scale). The power and both
     norms are in float32 over the last axis, on vectors of length 1, or for large p with a largest entry of 1: f_p does
-    not notice, and no power can overflow or underflow to 0 / 0. The derivative keeps nothing but x (see `_focus`).
+    not notice, and no power can overflow or underflow to 0 / 0. The derivative keeps x alone (`_map_backward`).
 
     Args:
         x: (..., C), any floating dtype. In the models C is all channels, *before* the heads are split.
         focusing_factor: p >= 1; 1 gives plain ReLU features.
-        scale: (..., C) raw parameter of the softplus, or None for no division.
+        scale: C raw parameters of the softplus, in any shape, or None for no division.
 
     Returns:
         (..., C) in float32 (float64 for float64): in half precision a focused vector may exceed the range.
     """
     if focusing_factor < 1:
         raise ValueError(f"{focusing_factor=} must be at least 1 (1 is the plain ReLU map, the paper uses 3)")
-    x = nn.relu(x.astype(jnp.promote_types(x.dtype, jnp.float32))) + EPSILON
-    if scale is not None:
-        x = x / nn.softplus(scale)
-    return x if focusing_factor == 1 else _focus(x, focusing_factor)
+    return _map(x, scale, focusing_factor)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _focus(x: jax.Array, p: float) -> jax.Array:
-    """f_p of positive vectors."""
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _map(x: jax.Array, scale: jax.Array | None, p: float) -> jax.Array:
+    x = _positive(x) if scale is None else _positive(x) * _inverse(scale)
+    if p == 1:
+        return x
     unit, size, factor = _unit(x, p)
     power = _power(unit, p)
-    return power * (factor * size * _sum(power * power) ** -0.5)
+    # In this order XLA makes one kernel of it all on GPUs.
+    return power * sum_over_channels(power * power) ** -0.5 * (factor * size)
 
 
-def _focus_forward(x: jax.Array, p: float) -> tuple[jax.Array, jax.Array]:
-    return _focus(x, p), x
+def _map_forward(x: jax.Array, scale: jax.Array | None, p: float) -> tuple[jax.Array, tuple]:
+    return _map(x, scale, p), (x, scale)
 
 
-def _focus_backward(p: float, x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    """With u = x / c: f = c g u^p, g = |u| / |u^p|, so df/dx is p g u^(p-1) on the diagonal, plus u^p dg/du.
+def _map_backward(p: float, saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """With u = y / c: f = c g u^p, g = |u| / |u^p|, so df/dy is p g u^(p-1) on the diagonal, plus u^p dg/du.
 
-    Kept is x alone: autodiff would keep the powers and norms as well, which are quicker to compute again than to read.
+    Kept are x and scale alone: autodiff would keep the powers and norms as well, which are quicker to compute again
+    than to read.
     """
-    unit, size, _ = _unit(x, p)
-    below = _power(unit, p - 1)
-    power = below * unit
-    squares = _sum(power * power)
-    along = _sum(gradient * power)
-    slope = p * below * (gradient - power * (along / squares)) + unit * (along / size**2)
-    return (slope * (size * squares**-0.5),)
+    x, scale = saved
+    x = _not_shared(x)
+    positive, inverse = _positive(x), 1.0
+    if scale is not None:
+        inverse, pull = jax.vjp(_inverse, scale)
+    if p != 1:
+        unit, size, _ = _unit(positive * inverse, p, _not_shared)
+        below = _power(unit, p - 1)
+        power = below * unit
+        squares = sum_over_channels(power * power)
+        along = sum_over_channels(gradient * power)
+        slope = p * below * (gradient - power * (along / squares)) + unit * (along / size**2)
+        gradient = slope * (size * squares**-0.5)
+    of_x = jnp.where(x > 0, gradient * inverse, 0).astype(x.dtype)
+    return of_x, None if scale is None else pull(sum_over_tokens(gradient * positive))[0]
 
 
-_focus.defvjp(_focus_forward, _focus_backward)
+_map.defvjp(_map_forward, _map_backward)
 
 
-def _unit(x: jax.Array, p: float) -> tuple[jax.Array, jax.Array | float, jax.Array]:
+def _not_shared(x: jax.Array) -> jax.Array:
+    """x, from which XLA takes nothing over on GPUs: norms in common would tear the one kernel of the forward apart."""
+    return jax.lax.platform_dependent(x, cuda=jax.lax.optimization_barrier, default=lambda x: x)
+
+
+def _positive(x: jax.Array) -> jax.Array:
+    return nn.relu(x.astype(jnp.promote_types(x.dtype, jnp.float32))) + EPSILON
+
+
+def _inverse(scale: jax.Array) -> jax.Array:
+    return 1 / nn.softplus(scale.reshape(-1))
+
+
+def _unit(
+    x: jax.Array, p: float, of_norm: Callable[[jax.Array], jax.Array] = lambda norm: norm
+) -> tuple[jax.Array, jax.Array | float, jax.Array]:
     """(u, |u|, c) with u = x / c of a size at which its powers and their sums are safe in float32."""
     if x.shape[-1] ** (p - 1) < 1e30:  # for |u| = 1 the sum of u^2p is at least C^(1-p)
-        norm = _sum(x * x) ** 0.5
+        norm = of_norm(sum_over_channels(x * x) ** 0.5)
         return x / norm, 1.0, norm
-    peak = jnp.max(x, axis=-1, keepdims=True)
+    peak = of_norm(jnp.max(x, axis=-1, keepdims=True))
     unit = x / peak
-    return unit, _sum(unit * unit) ** 0.5, peak
+    return unit, sum_over_channels(unit * unit) ** 0.5, peak
 
 
 def _power(x: jax.Array, p: float) -> jax.Array:
     return x ** (int(p) if p == int(p) else p)
-
-
-def _sum(x: jax.Array) -> jax.Array:
-    return jnp.sum(x, axis=-1, keepdims=True)
 
 
 def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
@@ -98,22 +120,15 @@ def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, dtype: jnp.dtype 
     """
     dtype = jnp.dtype(dtype or v.dtype)
     compute = jnp.promote_types(dtype, jnp.float32) if dtype == jnp.float16 else dtype
+    wide = jnp.promote_types(compute, jnp.float32)
     # Heads before tokens, by what makes q, k and v: the products then need no transposition of their own.
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    q, k = (x.astype(jnp.promote_types(compute, jnp.float32)) for x in (q, k))
-    keys = k.shape[2]
+    q, k, v = (x.swapaxes(1, 2).astype(compute) for x in (q, k, v))
 
     # Means instead of sums: the release's numerics of May 2024.
-    z = 1 / (jnp.einsum("bhnd,bhd->bhn", q, k.mean(axis=2)) + EPSILON)[..., None]
-    if compute.itemsize == 2:
-        # So that products stay in the range, n^-1/2 goes into either factor, also in the release. The normaliser goes
-        # into the queries before they are rounded, so that the product is rounded once.
-        k, v, q, z = k * keys**-0.5, v * jnp.asarray(keys**-0.5, v.dtype), q * z, None
-    else:
-        z = z / keys
-    q, k, v = (x.astype(compute) for x in (q, k, v))
+    mean = k.mean(axis=2, dtype=wide)
+    z = 1 / (jnp.einsum("bhnd,bhd->bhn", q.astype(wide), mean) + EPSILON)[..., None]
     out = jnp.einsum("bhnd,bhde->bhne", q, jnp.einsum("bhmd,bhme->bhde", k, v))
-    return (out if z is None else out * z).astype(dtype).swapaxes(1, 2)
+    return (out * (z / k.shape[2])).astype(dtype).swapaxes(1, 2)
 
 
 class FocusedLinearMixer(nn.Module):

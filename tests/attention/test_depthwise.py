@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flatten_jax.attention import depthwise_conv
-from flatten_jax.attention.depthwise import DepthwiseConv, _grouped_convolution, _shifted_sum
+from flatten_jax.attention.depthwise import DepthwiseConv, _gradients, _grouped_convolution
 from flatten_jax.training.sharding import make_mesh, over_data
 
 
@@ -15,14 +15,25 @@ from flatten_jax.training.sharding import make_mesh, over_data
 def test_shifted_sum_is_the_grouped_convolution_with_its_gradients(size, grid):
     x = jax.random.normal(jax.random.key(0), (2, *grid, 6))
     kernel = jax.random.normal(jax.random.key(1), (size, size, 6))
-    weight = jax.random.normal(jax.random.key(2), x.shape)
+    bias = jax.random.normal(jax.random.key(2), (6,))
+    weight = jax.random.normal(jax.random.key(3), x.shape)
     values, gradients = zip(
-        *(jax.value_and_grad(lambda x, k, f=f: (f(x, k) * weight).sum(), (0, 1))(x, kernel)
-          for f in (_shifted_sum, _grouped_convolution)),
+        *(jax.value_and_grad(lambda x, k, b, f=f: (f(x, k, b) * weight).sum(), (0, 1, 2))(x, kernel, bias)
+          for f in (depthwise_conv, _grouped_convolution)),
         strict=True,
     )  # fmt: skip
     np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *gradients)
+    for ours, expected in zip(_gradients(x, kernel, weight), gradients[1], strict=False):  # other platforms' lowering
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_of_halves_are_summed_in_float32():
+    x = jnp.ones((1, 400, 400, 1), jnp.float16)  # the sums are 160,000, float16 ends at 65,504
+    sums = jax.grad(lambda k, b: depthwise_conv(x, k, b).sum(dtype=jnp.float32), (0, 1))(
+        jnp.ones((1, 1, 1)), jnp.ones(1)
+    )
+    np.testing.assert_allclose([float(total[..., 0].sum()) for total in sums], 160_000)
 
 
 def test_a_batch_that_is_spread_over_devices_stays_there():
