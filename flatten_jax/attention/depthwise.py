@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.cpu import apart, sum_over_tokens
+from flatten_jax.cpu import apart, gradient_apart, sum_over_tokens
 from flatten_jax.initializers import TORCH_CONV, ConvInit
 
 
@@ -26,7 +26,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = Non
         raise ValueError(f"{kernel.shape=} must be (k, k, channels) with k odd: an even k cannot keep the grid's size")
     if kernel.shape[2] != x.shape[3]:
         raise ValueError(f"{kernel.shape=} has another number of channels than {x.shape=}")
-    return _convolution(x, kernel, bias)
+    return gradient_apart(_convolution(x, kernel, bias))
 
 
 @jax.custom_vjp
