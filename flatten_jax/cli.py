@@ -58,12 +58,13 @@ def main(argv: list[str] | None = None) -> None:
 
     command = commands.add_parser(
         "plan",
-        help="compile training steps for a TPU topology that is not there: memory, operations, collectives",
+        help="compile training steps for TPUs or GPUs that are not there: memory, operations, collectives",
         epilog="Further arguments override the configs: --config.train.batch_size=256 --config.model.dtype=bfloat16",
     )
     command.add_argument("--config", nargs="+", required=True, metavar="FILE", help="one or more, configs/x.py")
-    command.add_argument("--topology", nargs="+", required=True, help="v5e:4x8, v4:2x2x2, ... (jax[tpu]), or cpu:8")
-    command.add_argument("--quick", action="store_true", help="memory only, in a tenth of the time")
+    topologies = "v5e:4x8, v4:2x2x2, ... (jax[tpu]), h100:8, a100:8, ... (jax[cuda13]), or cpu:8"
+    command.add_argument("--topology", nargs="+", required=True, help=topologies)
+    command.add_argument("--quick", action="store_true", help="memory only; on TPUs in a tenth of the time")
     command.set_defaults(run=_plan)
 
     command = commands.add_parser("visualize", help="draw what a model attends to in pictures")
@@ -259,7 +260,8 @@ def _share(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    # The TPU compiler needs no TPU: it must not look for one, nor keep others from compiling at the same time.
+    # The compilers need no TPU or GPU: they must not look for one, say that it is missing, or keep others waiting.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     import jax

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.cpu import apart, sum_over_tokens
 from flatten_jax.initializers import linear_kernel
+from flatten_jax.lowering import apart, sum_over_tokens
 
 
 @jax.custom_vjp

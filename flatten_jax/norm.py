@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.cpu import sum_over_channels, sum_over_tokens
+from flatten_jax.lowering import not_shared, sum_over_channels, sum_over_tokens
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -36,7 +36,7 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) ->
 
 def _backward(epsilon: float, saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, scale, bias, mean, deviation = saved
-    unit, of_y = (x.astype(mean.dtype) - mean) / deviation, gradient.astype(mean.dtype)
+    unit, of_y = (not_shared(x).astype(mean.dtype) - mean) / deviation, gradient.astype(mean.dtype)
     along = of_y * unit
     weights = scale / x.shape[-1]
     # Without what would move or stretch all of x, which the norm takes away again.

@@ -8,6 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from flatten_jax import gpus
 from flatten_jax.models import create_model
 from flatten_jax.training.optimizer import make_optimizer, make_schedule
 from flatten_jax.training.sharding import check_divisible, make_mesh, over_data
@@ -30,9 +31,9 @@ class Plan:
         bytes: arguments (the state, a batch), their outputs where not in place, and temporaries.
         capacity: bytes of memory, or None where unknown (CPU).
         flops, traffic: operations (2 for a multiply-add) and bytes read and written, by XLA's cost analysis, which
-            counts the body of a loop (`--config.model.scan=True`) once.
+            counts the body of a loop (`--config.model.scan=True`) once; None on GPUs, where it has none.
         collectives: kind -> how many.
-        cycles: the TPU compiler's own estimate, summed over instructions, loops counted once; None on CPU.
+        cycles: the TPU compiler's own estimate, summed over instructions, loops counted once; None elsewhere.
         compile_seconds: on this machine.
         refused: the compiler's words where the step does not fit.
     """
@@ -42,7 +43,7 @@ class Plan:
     batch_size: int
     bytes: int = 0
     capacity: int | None = None
-    flops: float = 0.0
+    flops: float | None = None
     traffic: float | None = None
     collectives: tuple[tuple[str, int], ...] = ()
     cycles: int | None = None
@@ -55,15 +56,15 @@ class Plan:
 
 
 def topology_devices(topology: str) -> list[jax.Device]:
-    """Devices to compile for: "v5e:4x8" and the like, or "cpu:8", virtual ones of this machine.
+    """Devices to compile for: TPUs, "v5e:4x8", GPUs of one machine, "h100:8", or virtual ones of this, "cpu:8".
 
     Raises:
-        ValueError: an unknown topology, or `jax[tpu]` is not installed.
+        ValueError: an unknown topology, or `jax[tpu]` or JAX's CUDA plugin is not installed.
     """
     platform, _, shape = topology.partition(":")
+    if platform in ("cpu", *gpus.GPUS) and (not shape.isdecimal() or int(shape) < 1):
+        raise ValueError(f"{topology=}: write {platform}:N with the number of devices, such as {platform}:8")
     if platform == "cpu":
-        if not shape.isdecimal() or int(shape) < 1:
-            raise ValueError(f"{topology=}: write cpu:N with the number of virtual devices, such as cpu:8")
         if len(jax.devices("cpu")) < int(shape):
             raise ValueError(f"{topology=}, but JAX was started with {len(jax.devices('cpu'))} CPU devices")
         return jax.devices("cpu")[: int(shape)]
@@ -72,11 +73,14 @@ def topology_devices(topology: str) -> list[jax.Device]:
     # The two cores of a v4 chip are one device to JAX ("megacore"); libtpu would list them by themselves.
     options = {"chip_config_name": "megacore"} if platform == "v4" else {}
     try:
+        if platform in gpus.GPUS:
+            return gpus.describe(platform, int(shape))
         return topologies.get_topology_desc(topology, platform="tpu", **options).devices
-    except Exception as error:  # libtpu's absence and its refusals have many types
+    except Exception as error:  # a plugin's absence and its refusals have many types
         raise ValueError(
-            f"{topology=} cannot be described ({str(error).splitlines()[0][:120]}). It needs pip install "
-            "'flatten_jax[tpu]' and a name such as v4:2x2x2, v5e:4x8, v5p:2x2x2 or v6e:4x4; cpu:8 needs nothing"
+            f"{topology=} cannot be described ({str(error).splitlines()[0][:120]}). v4:2x2x2, v5e:4x8, v5p:2x2x2 and "
+            f"v6e:4x4 need pip install 'flatten_jax[tpu]'; {', '.join(f'{name}:8' for name in gpus.GPUS)} need "
+            "'flatten_jax[cuda]'; cpu:8 needs nothing"
         ) from error
 
 
@@ -104,32 +108,37 @@ def plan(config: ml_collections.ConfigDict, topology: str, quick: bool = False) 
         "image": jax.ShapeDtypeStruct((batch_size, *model.image_size, 3), np.uint8, sharding=over_data(mesh)),
         "label": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=over_data(mesh)),
     }
-    capacity = HBM_GIB.get(topology.partition(":")[0])
+    kind = topology.partition(":")[0]
+    if kind in gpus.GPUS:
+        capacity, options = gpus.GPUS[kind].memory, gpus.COMPILER_OPTIONS
+    else:
+        capacity = HBM_GIB[kind] * 2**30 if kind in HBM_GIB else None
+        options = {"exec_time_optimization_effort": -1.0} if quick else None
     known = dict(
         topology=topology,
         chips=len(devices),
         batch_size=batch_size,
-        capacity=None if capacity is None else capacity * 2**30,
+        capacity=capacity,
     )
     began = time.monotonic()
     try:
         lowered = make_train_step(model, optimizer, schedule, config, mesh).lower(state, batch)
-        compiled = lowered.compile({"exec_time_optimization_effort": -1.0} if quick else None)
+        compiled = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
         if quick and "No such compile option" in str(error):
             raise ValueError(f"JAX {jax.__version__} cannot plan quickly, JAX 0.10 can: leave --quick out") from error
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Plan(**known, compile_seconds=time.monotonic() - began, refused=str(error).splitlines()[0])
-    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
     kinds = _COLLECTIVE.findall(text)
     cycles = [int(count) for count in _CYCLES.findall(text)]
     in_place = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Plan(
         **known,
         bytes=memory.argument_size_in_bytes + in_place + memory.temp_size_in_bytes,
-        flops=cost["flops"],
-        traffic=None if quick else cost["bytes accessed"],
+        flops=cost.get("flops"),
+        traffic=None if quick else cost.get("bytes accessed"),
         collectives=tuple((kind, kinds.count(kind)) for kind in sorted(set(kinds))),
         cycles=sum(cycles) if cycles and not quick else None,
         compile_seconds=time.monotonic() - began,
@@ -154,7 +163,7 @@ def row(config: ml_collections.ConfigDict, result: Plan) -> str:
         result.batch_size // result.chips,
         result.refused or f"{result.bytes / 2**30:.2f}{capacity}",
         "yes" if result.fits else "no",
-        f"{result.flops / 1e12:.2f}",
+        "-" if result.flops is None else f"{result.flops / 1e12:.2f}",
         "-" if result.traffic is None else f"{result.traffic / 1e9:.1f}",
         "-" if result.cycles is None else f"{result.cycles / 1e6:.1f}",
         ", ".join(f"{count} {kind}" for kind, count in result.collectives) or "none",

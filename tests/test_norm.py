@@ -21,10 +21,12 @@ def of_flax(x, scale, bias, epsilon):
 
 
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
-@pytest.mark.parametrize("form", ["cpu", "default"])
+@pytest.mark.parametrize("form", ["cpu", "cuda", "default"])
 def test_values_and_gradients(form, mean, monkeypatch):
-    """In both forms; a large mean costs no digits of the variance."""
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, **branches: branches[form](*args))
+    """In every form; a large mean costs no digits of the variance."""
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *args, **branches: branches.get(form, branches["default"])(*args)
+    )
     *arguments, weight = given(mean=mean)
     ours, of_flax_ = (
         jax.value_and_grad(lambda *args, norm=norm: (norm(*args, 1e-5) * weight).sum(), (0, 1, 2))(*arguments)

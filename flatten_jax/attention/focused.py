@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention.depthwise import DepthwiseConv
-from flatten_jax.cpu import sum_over_channels, sum_over_tokens
 from flatten_jax.initializers import TORCH_CONV, ConvInit
+from flatten_jax.lowering import not_shared, sum_over_channels, sum_over_tokens
 
 Grid = tuple[int, int]
 EPSILON = 1e-6  # the release's, both in the map and in the normaliser
@@ -57,12 +57,12 @@ def _map_backward(p: float, saved: tuple, gradient: jax.Array) -> tuple[jax.Arra
     than to read.
     """
     x, scale = saved
-    x = _not_shared(x)
+    x = not_shared(x)
     positive, inverse = _positive(x), 1.0
     if scale is not None:
         inverse, pull = jax.vjp(_inverse, scale)
     if p != 1:
-        unit, size, _ = _unit(positive * inverse, p, _not_shared)
+        unit, size, _ = _unit(positive * inverse, p, not_shared)
         below = _power(unit, p - 1)
         power = below * unit
         squares = sum_over_channels(power * power)
@@ -74,11 +74,6 @@ def _map_backward(p: float, saved: tuple, gradient: jax.Array) -> tuple[jax.Arra
 
 
 _map.defvjp(_map_forward, _map_backward)
-
-
-def _not_shared(x: jax.Array) -> jax.Array:
-    """x, from which XLA takes nothing over on GPUs: norms in common would tear the one kernel of the forward apart."""
-    return jax.lax.platform_dependent(x, cuda=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 def _positive(x: jax.Array) -> jax.Array:

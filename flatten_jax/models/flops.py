@@ -34,29 +34,33 @@ def multiply_adds(model: Backbone) -> int:
             return model.init_with_output(jax.random.key(0), images)[0]
 
     images = jax.ShapeDtypeStruct((1, *model.image_size, 3), "float32")
-    return _count(jax.make_jaxpr(forward)(images).jaxpr) + norms
+    return sum(count for _, count in products(jax.make_jaxpr(forward)(images).jaxpr)) + norms
 
 
-def _count(jaxpr: jax.extend.core.Jaxpr) -> int:
-    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+def products(jaxpr: jax.extend.core.Jaxpr) -> Iterator[tuple[jax.extend.core.JaxprEqn, int]]:
+    """Matrix products and convolutions of a traced function, with their multiply-adds, all turns of a loop together.
 
-
-def _count_equation(equation: jax.extend.core.JaxprEqn) -> int:
-    name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        return equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
-    if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval
-        features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-        return equation.outvars[0].aval.size * kernel.size // features
-    if params.get("name") == "_resize":
-        return 0  # an interpolation, which JAX writes as a matrix product
-    if name == "cond":
-        return _count(params["branches"][-1].jaxpr)  # a branch for each platform, the last is the plain form
-    if name == "scan":
-        return params["length"] * _count(params["jaxpr"].jaxpr)
-    return sum(_count(inner) for inner in _inner(params))
+    Where platforms differ it is the plain form that is counted.
+    """
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            yield equation, equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+            yield equation, equation.outvars[0].aval.size * kernel.size // features
+        elif params.get("name") == "_resize":
+            continue  # an interpolation, which JAX writes as a matrix product
+        elif name == "cond":
+            yield from products(params["branches"][-1].jaxpr)  # a branch for each platform, the last is the plain form
+        elif name == "scan":
+            yield from ((inner, params["length"] * count) for inner, count in products(params["jaxpr"].jaxpr))
+        else:
+            for inner in _inner(params):
+                yield from products(inner)
 
 
 def _inner(params: dict[str, Any]) -> Iterator[jax.extend.core.Jaxpr]:

@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.cpu import gradient_apart
 from flatten_jax.gelu import gelu
 from flatten_jax.initializers import TORCH_CONV, ConvInit, conv
 from flatten_jax.linear import Dense
+from flatten_jax.lowering import gradient_apart
 from flatten_jax.norm import LayerNorm
 
 Grid = tuple[int, int]

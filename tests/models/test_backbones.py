@@ -1,5 +1,6 @@
 """What all backbones have in common: sizes, features, initial values, drop-path, remat, half precision."""
 
+import collections
 import functools
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from flatten_jax import create_model
 from flatten_jax.models import abstract_variables, dummy_images, parameters_left_out
+from flatten_jax.models.flops import products
 from flatten_jax.models.layers import Block
 
 # One small model of each family: (name, options).
@@ -230,3 +232,19 @@ def test_bfloat16_is_near_and_gives_float32_logits(family):
     np.testing.assert_allclose(near, exact, atol=0.03 * np.abs(exact).max())
     maps = jax.eval_shape(small(family, dtype="bfloat16", features_only=True).apply, variables, batch)
     assert {x.dtype for x in maps} == {jnp.dtype("bfloat16")}  # nothing between went back to float32
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_products_are_in_bfloat16_forward_and_backward(family):
+    """All but the normaliser of linear attention and, in JAX's softmax attention, the gradient of the scores."""
+    model = small(family, dtype="bfloat16")
+
+    def loss(variables, batch):
+        return model.apply(variables, batch).sum()
+
+    gradient = jax.make_jaxpr(jax.grad(loss))(abstract_variables(model), images(model))
+    counts = collections.Counter()
+    for product, count in products(gradient.jaxpr):
+        counts[max(x.aval.dtype.itemsize for x in product.invars)] += count
+    softmax = family == "deit_softmax" or "S" in model.attn_type
+    assert counts[4] < (0.05 if softmax else 0.01) * counts[2]

@@ -1,4 +1,4 @@
-"""What XLA's CPU compiler does badly, done another way there: fusions and sums (figures: docs/notes_speed.md)."""
+"""What XLA does badly on one platform, done another way there: fusions and sums (figures: docs/notes_speed.md)."""
 
 import functools
 from collections.abc import Callable
@@ -26,6 +26,15 @@ def apart(function: Callable) -> Callable:
             return compiled(*args)
 
     return call
+
+
+def not_shared(x: jax.Array) -> jax.Array:
+    """x, of which XLA takes nothing over from elsewhere on NVIDIA GPUs.
+
+    For the backward pass of what is one kernel in the forward: norms that both compute would be computed once, which
+    tears that kernel apart, and what is normalised would be kept, in float32.
+    """
+    return jax.lax.platform_dependent(x, cuda=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 def sum_over_tokens(x: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
