@@ -1,4 +1,4 @@
-"""Speed of flatten_jax beside a checkout of the PyTorch release, in one process, interleaved.
+"""Speed of flatten_jax beside a checkout of the PyTorch release, interleaved.
 
     git clone https://github.com/LeapLabTHU/FLatten-Transformer ~/FLatten-Transformer
     pip install torch einops
@@ -6,7 +6,8 @@
 
 Each round runs every contestant once, in turn, so that a machine that slows down slows all of them. The ratio of a
 round is the release's time over ours; the table has its median, lowest and highest over the rounds. On a GPU the
-contestants compute in bfloat16 (the release under autocast), on the CPU in float32 (--dtype says otherwise).
+contestants compute in bfloat16 (the release under autocast), on the CPU in float32 (--dtype says otherwise). Every row
+has a process of its own: late in a long one, after others had been compiled, all of this was seen to run slower.
 """
 
 import argparse
@@ -15,9 +16,11 @@ import importlib
 import importlib.util
 import io
 import itertools
+import multiprocessing
 import sys
 import types
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import jax
@@ -204,30 +207,38 @@ def main() -> None:
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     parser.add_argument("--output", type=Path, help="a JSON file to write")
     args = parser.parse_args()
+
+    results = []
+    batches = {"inference": args.batch, "training": args.train_batch}
+    # JAX and PyTorch would not survive a fork.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
+        for kind, name in itertools.product(args.kinds, args.models):
+            for batch_size in batches[kind]:
+                results.append(processes.submit(measure, kind, name, batch_size, args).result())
+                print(report.line(results[-1].rows[0]), flush=True)
+    rows = [row for result in results for row in result.rows]
+    result = report.Result("side by side with the release", rows, results[-1].made_on)
+    print(report.table(result))
+    if args.output:
+        report.write_json(args.output, [result])
+
+
+def measure(kind: str, name: str, batch_size: int, args: argparse.Namespace) -> report.Result:
+    """One row."""
     args.device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     import_release(args.release.expanduser())
     runtime.keep_freed_memory()  # of all contestants alike
     # Convolutions by TF32, matrix products too: what JAX does on such a GPU by default.
     torch.set_float32_matmul_precision("high")
-
-    rows = []
-    batches = {"inference": args.batch, "training": args.train_batch}
-    for kind, name in itertools.product(args.kinds, args.models):
-        for batch_size in batches[kind]:
-            calls = contestants(kind, name, batch_size, args)
-            seconds = timing.interleaved(calls, rounds=args.rounds)
-            row = {"kind": kind, "model": name, "dtype": args.dtype, "batch": batch_size}
-            row["images/s"] = timing.Spread.of([batch_size / s for s in seconds["ours"]])
-            for other in list(calls)[1:]:
-                row[f"x {other}"] = timing.ratios(seconds, other, "ours")
-            rows.append(row)
-            print(report.line(row), flush=True)
+    calls = contestants(kind, name, batch_size, args)
+    seconds = timing.interleaved(calls, rounds=args.rounds)
+    row = {"kind": kind, "model": name, "dtype": args.dtype, "batch": batch_size}
+    row["images/s"] = timing.Spread.of([batch_size / s for s in seconds["ours"]])
+    for other in list(calls)[1:]:
+        row[f"x {other}"] = timing.ratios(seconds, other, "ours")
     versions = {"torch": torch.__version__, "torch threads": torch.get_num_threads()}
-    result = report.Result("side by side with the release", rows, report.hardware() | versions)
-    print(report.table(result))
-    if args.output:
-        report.write_json(args.output, [result])
+    return report.Result("", [row], report.hardware() | versions)
 
 
 if __name__ == "__main__":

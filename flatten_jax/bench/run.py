@@ -9,6 +9,7 @@ import jax
 
 from flatten_jax.bench import attention, figures, input_pipeline, models, report, timing
 from flatten_jax.models import model_options
+from flatten_jax.models.stack import REMAT_POLICIES
 
 # Each with softmax instead, to be added with --models: deit_t, pvt_t, ...
 MODELS = ("flatten_deit_t", "flatten_pvt_t", "flatten_pvt_v2_b1", "flatten_swin_t", "flatten_cswin_t")
@@ -72,8 +73,10 @@ def _speed(kind: str, settings: Settings) -> Iterator[Row]:
 
 
 def _memory(settings: Settings) -> Iterator[Row]:
-    for name, inference, training in _costs(settings, ({}, {"scan": True}), ({}, {"remat": True}, {"scan": True})):
-        columns = ("inference", "inference, scan", "training", "training, remat", "training, scan")
+    remat = ({"remat": True, "remat_policy": policy} for policy in REMAT_POLICIES)
+    for name, inference, training in _costs(settings, ({}, {"scan": True}), ({}, *remat, {"scan": True})):
+        columns = ("inference", "inference, scan", "training")
+        columns += (*(f"training, remat but {policy}" for policy in REMAT_POLICIES), "training, scan")
         yield name | {f"{c} MiB": x.bytes / 2**20 for c, x in zip(columns, (*inference, *training), strict=True)}
 
 

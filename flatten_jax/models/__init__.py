@@ -57,7 +57,8 @@ def create_model(name: str, **options: Any) -> Backbone:
     Args:
         name: one of `list_models()`, or the release's name for it, such as "flatten_swin_tiny_patch4_224".
         **options: overrides of `model_options(name)`, among them
-            num_classes (0: pooled features), drop_path, remat, features_only, out_indices, feature_norm, and
+            num_classes (0: pooled features), drop_path, remat and remat_policy, scan, features_only, out_indices and
+            feature_norm, and
             image_size: int or (height, width), default 224, or 384 where the name says so.
             dtype: of the computation, such as jnp.bfloat16 (default float32).
             attn_type: letters of the attentions, "L" focused linear and "S" softmax; one per stage ("LLSS").
@@ -122,6 +123,8 @@ def _paths(params: Any) -> set[tuple[str, ...]]:
 def _cause(model: Backbone, option: str) -> str:
     if option in ("out_indices", "feature_norm"):
         return f"features_only={model.features_only}"
+    if option == "remat_policy":
+        return f"remat={model.remat}"
     return f"attn_type={model.attn_type!r}"
 
 

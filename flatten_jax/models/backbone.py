@@ -30,6 +30,8 @@ class Backbone(nn.Module):
         drop_path: stochastic-depth rate of the last block; it grows linearly from 0.
         dtype: of the computation (None: float32). Parameters are float32, logits too.
         remat: compute blocks again in the backward pass instead of keeping their intermediates.
+        remat_policy: what `remat` keeps all the same: "nothing", or "products", the results of linear layers, so that
+            only what is quick is computed again.
         scan: loop over blocks that are alike instead of writing them out, which compiles faster (`stack.run_blocks`).
         features_only: be a backbone of dense prediction.
         out_indices: levels wanted of features_only, negative ones from the end; () means the family's choice.
@@ -46,6 +48,7 @@ class Backbone(nn.Module):
     drop_path: float = 0.0
     dtype: jnp.dtype | None = None
     remat: bool = False
+    remat_policy: str = "nothing"
     scan: bool = False
     features_only: bool = False
     out_indices: tuple[int, ...] = ()
@@ -77,7 +80,8 @@ class Backbone(nn.Module):
 
     def idle_options(self) -> set[str]:
         """Attributes that have no effect with the others as they are."""
-        return set() if self.features_only else {"out_indices", "feature_norm"}
+        of_features = set() if self.features_only else {"out_indices", "feature_norm"}
+        return of_features | (set() if self.remat else {"remat_policy"})
 
     def default_indices(self) -> tuple[int, ...]:
         return tuple(range(len(self.level_info())))

@@ -80,7 +80,7 @@ class CSwin(Backbone):
                     options=self.attn_options,
                     dtype=self.dtype,
                 )
-                make = partial(block_class(self.remat), own_scope=False, dtype=self.dtype)
+                make = partial(block_class(self.remat, self.remat_policy), own_scope=False, dtype=self.dtype)
                 blocks.append(make(attention, self.mlp_ratio, self.epsilon, name=f"stage{i + 1}_{j}"))
             run = partial(run_blocks, blocks, letters[i], rates[i], train=train, scan=self.scan)
             x = on_grid(run, x)

@@ -62,7 +62,7 @@ class DeiT(Backbone):
             attention = partial(
                 QKVAttention, self.num_heads, attn_type=letter, options=self.attn_options, dtype=self.dtype
             )
-            make = block_class(self.remat)
+            make = block_class(self.remat, self.remat_policy)
             blocks.append(make(attention, self.mlp_ratio, self.epsilon, dtype=self.dtype, name=f"blocks_{i}"))
         # Maps of blocks in between are not to be had from a loop.
         return run_blocks(blocks, letters, rates, x, grid, train, scan=self.scan and not self.features_only)

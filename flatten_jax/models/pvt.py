@@ -87,7 +87,7 @@ class PVT(Backbone):
                 dtype=self.dtype,
                 conv_init=conv_init,
             )
-            make = partial(block_class(self.remat), mlp_local=mlp_local, dtype=self.dtype)
+            make = partial(block_class(self.remat, self.remat_policy), mlp_local=mlp_local, dtype=self.dtype)
             blocks.append(make(attention, self.mlp_ratios[i], self.epsilon, name=f"block{i + 1}_{j}"))
         return on_grid(partial(run_blocks, blocks, letters, rates, train=train, scan=self.scan), x)
 

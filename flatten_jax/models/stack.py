@@ -8,10 +8,18 @@ import jax.numpy as jnp
 
 from flatten_jax.models.layers import Block, Grid
 
+# What a block keeps for its backward pass besides its input, if the rest is computed again.
+REMAT_POLICIES = {
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
-def block_class(remat: bool) -> type[Block]:
-    """Block, or Block that keeps nothing for the backward pass and computes it again (rematerialisation)."""
-    return nn.remat(Block, static_argnums=(2, 3)) if remat else Block
+
+def block_class(remat: bool, policy: str) -> type[Block]:
+    """Block, or with `remat` Block that keeps what a key of REMAT_POLICIES says, and computes the rest again."""
+    if policy not in REMAT_POLICIES:
+        raise ValueError(f"remat_policy={policy!r} must be one of {', '.join(REMAT_POLICIES)}")
+    return nn.remat(Block, static_argnums=(2, 3), policy=REMAT_POLICIES[policy]) if remat else Block
 
 
 def run_blocks(

@@ -72,6 +72,7 @@ class Swin(Backbone):
                 i < count - 1,
                 self.attn_options,
                 self.remat,
+                self.remat_policy,
                 self.scan,
                 self.dtype,
                 name=f"layers_{i}",
@@ -104,6 +105,7 @@ class _Stage(nn.Module):
     downsample: bool
     options: Mapping[str, Any]
     remat: bool
+    remat_policy: str
     scan: bool
     dtype: jnp.dtype | None
 
@@ -121,7 +123,7 @@ class _Stage(nn.Module):
                 options=self.options,
                 dtype=self.dtype,
             )
-            make = block_class(self.remat)
+            make = block_class(self.remat, self.remat_policy)
             blocks.append(make(attention, self.mlp_ratio, self.epsilon, dtype=self.dtype, name=f"blocks_{j}"))
         kinds = [(letter, j % 2) for j, letter in enumerate(self.letters)]
         x = on_grid(partial(run_blocks, blocks, kinds, self.drop_path, train=train, scan=self.scan), x)

@@ -22,7 +22,7 @@ from flatten_jax.weights.load import FORMAT, Report, focusing_factor, load_with_
 
 LICENCE_NOTE = "weights of the FLatten release carry no licence; check before redistribution"
 _ORIGIN = ("source", "source_sha256", "source_weights", "licence")  # keys of the metadata
-OF_TRAINING = ("dtype", "drop_path", "remat", "scan")  # options that do not belong to the weights
+OF_TRAINING = ("dtype", "drop_path", "remat", "remat_policy", "scan")  # options that do not belong to the weights
 
 
 def save_weights(

@@ -1,10 +1,14 @@
 """The focused map, the linear core and the mixer against the paper's and the release's numbers."""
 
+import importlib.util
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flatten_jax import gpus
 from flatten_jax.attention import QKVAttention, ReducedAttention, focused_map, linear_attention
 from flatten_jax.attention.focused import stretch_tokens
 
@@ -53,6 +57,18 @@ def test_map_gradient_is_that_of_the_plain_formula():
     ours = jax.grad(lambda x: (focused_map(x, 3) @ weights).sum())(x)
     expected = jax.grad(lambda x: (plain(x[0]) @ weights).sum())(x)
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is None, reason="needs jax[cuda13], but no GPU")
+def test_map_is_one_kernel_on_gpus():
+    """Compiled, not run: of all kernels one has results of the size of the tokens, the map's own."""
+    [device] = gpus.describe("h100", 1)
+    place = jax.sharding.SingleDeviceSharding(device)
+    x, scale = (jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place) for shape in ((32, 784, 384), (384,)))
+    half = jax.jit(lambda x, scale: focused_map(x, 3, scale).astype(x.dtype))
+    text = half.lower(x, scale).compile(gpus.COMPILER_OPTIONS).as_text()
+    results = re.findall(r"^ .* = (\S+) fusion\(", text[text.index("ENTRY") :], re.MULTILINE)
+    assert [result[: result.index("]") + 1] for result in results if "784" in result] == ["bf16[32,784,384]"]
 
 
 def test_map_rejects_a_power_below_one():

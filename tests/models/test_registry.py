@@ -116,6 +116,7 @@ def test_the_release_names_are_understood():
         ("swin_t", {"kernel_size": 3}, "'kernel_size' has no effect on swin_t with attn_type='SSSS'"),
         ("flatten_pvt_t", {"sr_ratios": (1, 1, 1, 1)}, "'sr_ratios' has no effect"),
         ("pvt_v2_b0", {"la_sr_ratios": "2222"}, "'la_sr_ratios' has no effect"),
+        ("pvt_v2_b0", {"remat_policy": "products"}, "'remat_policy' has no effect on pvt_v2_b0 with remat=False"),
         ("cswin_t", {"la_split_size": "14-14-14-7"}, "'la_split_size' has no effect"),
         ("flatten_swin_t", {"attn_type": "LLLL", "softmax_window_size": 8}, "'softmax_window_size' has no effect"),
         ("flatten_swin_t", {"feature_norm": True}, "no effect on flatten_swin_t with features_only=False"),
