@@ -5,9 +5,12 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from flatten_jax.initializers import linear_kernel
 from flatten_jax.lowering import apart, sum_over_tokens
+
+PRODUCT = "product"  # what rematerialisation may keep of a linear layer: its result
 
 
 @jax.custom_vjp
@@ -84,4 +87,4 @@ class Dense(nn.Module):
         (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype or jnp.result_type(x, kernel))
         if x.dtype.itemsize > 2:
             kernel, bias = kernel.astype(x.dtype), None if bias is None else bias.astype(x.dtype)
-        return affine(x, kernel, bias)
+        return checkpoint_name(affine(x, kernel, bias), PRODUCT)

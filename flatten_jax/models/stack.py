@@ -6,12 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flatten_jax.linear import PRODUCT
 from flatten_jax.models.layers import Block, Grid
 
 # What a block keeps for its backward pass besides its input, if the rest is computed again.
 REMAT_POLICIES = {
     "nothing": jax.checkpoint_policies.nothing_saveable,
-    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "products": jax.checkpoint_policies.save_only_these_names(PRODUCT),
 }
 
 

@@ -224,6 +224,20 @@ def test_rematerialisation_changes_no_gradient(family):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), gradients[0], other)
 
 
+def test_remat_computes_again_what_its_policy_does_not_keep():
+    counts = []
+    for options in ({}, {"remat": True, "remat_policy": "products"}, {"remat": True}):
+        model = small("deit", **options)
+
+        def loss(variables, batch, model=model):
+            return model.apply(variables, batch).sum()
+
+        gradient = jax.make_jaxpr(jax.grad(loss))(abstract_variables(model), images(model))
+        counts.append(sum(count for _, count in products(gradient.jaxpr)))
+    kept, but_products, but_nothing = counts
+    assert kept < but_products < but_nothing
+
+
 def test_an_unknown_remat_policy_is_refused():
     with pytest.raises(ValueError, match="remat_policy='dots' must be one of nothing, products"):
         abstract_variables(small("deit", remat=True, remat_policy="dots"))
