@@ -34,6 +34,8 @@ GPUS = {
 def describe(name: str, count: int) -> list[jax.Device]:
     """`count` GPUs of one machine to compile for; `name` is a key of GPUS.
 
+    `jax_platforms` has to be "cpu": else JAX's plugin looks for a GPU as it starts, and without one gives up.
+
     The form is XLA's GpuTargetConfigProto (openxla/xla, xla/stream_executor/device_description.proto).
 
     Raises:

@@ -75,8 +75,8 @@ def _speed(kind: str, settings: Settings) -> Iterator[Row]:
 def _memory(settings: Settings) -> Iterator[Row]:
     remat = ({"remat": True, "remat_policy": policy} for policy in REMAT_POLICIES)
     for name, inference, training in _costs(settings, ({}, {"scan": True}), ({}, *remat, {"scan": True})):
-        columns = ("inference", "inference, scan", "training")
-        columns += (*(f"training, remat but {policy}" for policy in REMAT_POLICIES), "training, scan")
+        kept = (f"training, remat, {policy} kept" for policy in REMAT_POLICIES)
+        columns = ("inference", "inference, scan", "training", *kept, "training, scan")
         yield name | {f"{c} MiB": x.bytes / 2**20 for c, x in zip(columns, (*inference, *training), strict=True)}
 
 

@@ -39,7 +39,7 @@ def test_rows_say_what_was_measured(measured):
     assert {row["N"] for row in sweep} == {196} and len(summary) == 2 and len(pipeline) == 4
     [row] = memory
     assert row["training MiB"] > 2 * row["inference MiB"] > 0
-    ways = ("", ", remat but nothing", ", remat but products", ", scan")
+    ways = ("", ", remat, nothing kept", ", remat, products kept", ", scan")
     assert len({row[f"training{way} MiB"] for way in ways}) == 4
     assert all(value > 0 for name, value in compiled[0].items() if name.endswith(" s"))
     assert len(said) == sum(len(result.rows) for result in results) - len(summary)

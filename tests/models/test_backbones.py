@@ -240,7 +240,7 @@ def test_remat_computes_again_what_its_policy_does_not_keep():
 
 def test_an_unknown_remat_policy_is_refused():
     with pytest.raises(ValueError, match="remat_policy='dots' must be one of nothing, products"):
-        abstract_variables(small("deit", remat=True, remat_policy="dots"))
+        small("deit", remat=True, remat_policy="dots")
 
 
 @pytest.mark.parametrize("family", SMALL)
@@ -267,4 +267,4 @@ def test_products_are_in_bfloat16_forward_and_backward(family):
     for product, count in products(gradient.jaxpr):
         counts[max(x.aval.dtype.itemsize for x in product.invars)] += count
     softmax = family == "deit_softmax" or "S" in model.attn_type
-    assert counts[4] < (0.05 if softmax else 0.01) * counts[2]
+    assert counts[4] < (0.03 if softmax else 0.005) * counts[2]
