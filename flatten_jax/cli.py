@@ -235,6 +235,8 @@ def _predict(args: argparse.Namespace) -> None:
     from flatten_jax import predict, runtime
 
     _check_output(args)
+    runtime.device_per_core()
+    runtime.keep_freed_memory()
     trained = _load_or_random(args)
     runtime.cache_compilations()
     predictor = predict.Predictor(trained.model, trained.variables, trained.class_names, trained.resize_ratio)
@@ -337,6 +339,7 @@ def _bench(args: argparse.Namespace) -> None:
     from flatten_jax import runtime
     from flatten_jax.bench import report, run
 
+    runtime.device_per_core()
     runtime.keep_freed_memory()
     names = ("models", "batch", "train_batch", "tokens", "attention_batch", "memory_limit", "dtype", "rounds")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}

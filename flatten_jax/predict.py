@@ -23,6 +23,7 @@ from flatten_jax.data.sources import EXTENSIONS
 from flatten_jax.runtime import compiler_options
 from flatten_jax.trained import load_trained
 from flatten_jax.training.preprocess import normalize
+from flatten_jax.training.sharding import make_mesh, over_data, replicated
 
 FORMATS = ("text", "csv", "json")
 _MANY = 100  # pictures, of which a bar shows the progress
@@ -83,7 +84,8 @@ class Predictor:
         readable = imagenet.class_names()
         self.class_names, self._names = names, tuple(readable.get(name, name) for name in names)
         self.transform = eval_transform(model.image_size, resize_ratio)
-        self._variables = jax.device_put(dict(variables))
+        self._mesh = make_mesh(jax.local_devices())
+        self._variables = jax.device_put(dict(variables), replicated(self._mesh))
         self._log_probabilities = jax.jit(
             lambda variables, images: nn.log_softmax(model.apply(variables, normalize(images))),
             compiler_options=compiler_options(),
@@ -100,27 +102,32 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """A prediction for each picture, in their order; what cannot be read has an `error` instead of guesses.
 
-        One batch is read while the one before it is computed. The last is filled up with black, so that one shape is
-        compiled.
+        Batches are spread over all devices of this process. One is read while the one before it is computed. The last
+        is filled up with black, so that one shape is compiled.
 
         Args:
             pictures: paths, or uint8 arrays (height, width, 3) of any size.
             top: how many guesses, at most the number of classes.
+            batch_size: computed at once, rounded up to as many on every device.
 
         Raises:
             ValueError: the model's answer is not a number.
         """
         if top < 1 or batch_size < 1:
             raise ValueError(f"{top=} and {batch_size=} must be at least 1")
-        left = iter(pictures)
+        left, devices = iter(pictures), self._mesh.size
+
+        def spread(count: int) -> int:
+            return -(-count // devices) * devices
+
         with ThreadPoolExecutor(_READ_THREADS) as pool:
 
             def start() -> tuple[list[Any], list[Future]]:
-                chunk = list(itertools.islice(left, batch_size))
+                chunk = list(itertools.islice(left, spread(batch_size)))
                 return chunk, [pool.submit(self._read, picture) for picture in chunk]
 
             chunk, reads = start()
-            rows = len(chunk)  # of every batch: few pictures make a small one
+            rows = spread(len(chunk))  # of every batch: few pictures make a small one
             while chunk:
                 following = start()
                 yield from self._batch(chunk, [read.result() for read in reads], rows, top)
@@ -147,6 +154,7 @@ class Predictor:
         for row, image in enumerate(read):
             if isinstance(image, np.ndarray):
                 images[row] = image
+        images = jax.device_put(images, over_data(self._mesh))
         answers = np.asarray(self._log_probabilities(self._variables, images))
         for picture, image, answer in zip(pictures, read, answers, strict=False):  # what follows is padding
             file = "" if isinstance(picture, np.ndarray) else os.fspath(picture)

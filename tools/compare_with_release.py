@@ -225,6 +225,7 @@ def main() -> None:
 
 def measure(kind: str, name: str, batch_size: int, args: argparse.Namespace) -> report.Result:
     """One row."""
+    runtime.device_per_core()
     args.device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     import_release(args.release.expanduser())

@@ -103,7 +103,7 @@ def measure(*, repeats: int = 7, examples: int = 64, subsampling: str = "4:2:0")
     """
     if repeats < 1 or examples < 1:
         raise ValueError(f"{repeats=} and {examples=} have to be at least 1")
-    keep_freed_memory(64 << 20, threads_share=False)  # as in a worker process
+    keep_freed_memory(64 << 20)  # as in a worker process
     source = NoiseJpegs(examples, subsampling)
 
     def ours(augment: str, repeat: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from flatten_jax.models import abstract_variables, create_model, dummy_images
 from flatten_jax.runtime import compiler_options
 from flatten_jax.training.optimizer import make_optimizer
-from flatten_jax.training.sharding import make_mesh, over_data, put_batch
+from flatten_jax.training.sharding import make_mesh, over_data, put_batch, replicated
 from flatten_jax.training.step import abstract_state, init_state, make_train_step
 
 
@@ -37,12 +37,17 @@ class Subject:
 
 
 def inference(model: nn.Module, batch_size: int, variables: Any = None, images: Any = None) -> Subject:
-    """Logits of a batch of images (B, height, width, 3), normalised; initial variables and noise if none are given."""
+    """Logits of a batch of images (B, height, width, 3), normalised; initial variables and noise if none are given.
+
+    On one accelerator, or on a CPU's devices (`runtime.device_per_core`) where they divide the batch.
+    """
     if variables is None:
         variables = jax.jit(model.init)(jax.random.key(0), dummy_images(model))
     if images is None:
         images = np.random.default_rng(0).normal(size=(batch_size, *model.image_size, 3)).astype(np.float32)
-    variables, images = jax.device_put((variables, images))
+    devices = jax.local_devices()
+    mesh = make_mesh(devices if devices[0].platform == "cpu" and batch_size % len(devices) == 0 else devices[:1])
+    variables, images = jax.device_put((variables, images), (replicated(mesh), over_data(mesh)))
     compiled, seconds = _compile(jax.jit(model.apply, compiler_options=compiler_options()).lower, variables, images)
     return Subject(lambda: jax.block_until_ready(compiled(variables, images)), batch_size, seconds, _bytes(compiled))
 

@@ -333,7 +333,7 @@ def _start_worker(index: int, count: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends the workers
 
     # A picture passes through ten or more buffers of 0.1 to 0.6 MB, which were cleared anew for every picture.
-    keep_freed_memory(64 << 20, threads_share=False)
+    keep_freed_memory(64 << 20)
 
     def follow(parent):
         parent.join()
