@@ -6,8 +6,9 @@
 
 Each round runs every contestant once, in turn, so that a machine that slows down slows all of them. The ratio of a
 round is the release's time over ours; the table has its median, lowest and highest over the rounds. On a GPU the
-contestants compute in bfloat16 (the release under autocast), on the CPU in float32 (--dtype says otherwise). Every row
-has a process of its own: late in a long one, after others had been compiled, all of this was seen to run slower.
+contestants compute in bfloat16 (the release under autocast), on the CPU in float32 (--dtype says otherwise). Each has a
+process of its own for each row, with what its users have: ours the settings of main.py and `flatten-jax predict`
+(`flatten_jax.runtime`), the release PyTorch's defaults, unless --same-memory.
 """
 
 import argparse
@@ -167,32 +168,57 @@ def finished(x: torch.Tensor, device: str) -> torch.Tensor:
     return x
 
 
-def contestants(kind: str, name: str, batch_size: int, args: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """Name of the contestant -> a call; for inference after a check that ours and the release's compute the same."""
-    device, half = args.device, args.dtype == "bfloat16"
-    training = kind == "training"
+def contestant(who: str, kind: str, name: str, batch_size: int, args: argparse.Namespace) -> Callable[[], object]:
+    """A call of "ours", "eager" or "compiled"; of ours for inference after a check that the release's is the same."""
+    half, training = args.dtype == "bfloat16", kind == "training"
     ours = flatten_jax.create_model(name, dtype=args.dtype, drop_path=0.1 if training and RELEASE[name][0] else 0.0)
-    theirs = release_model(name, ours.drop_path).to(device)
-    theirs = theirs.train() if training else theirs.eval()
+    if who == "ours" and training:
+        return models.training(ours, batch_size).run
     pictures = np.random.default_rng(0).normal(size=(batch_size, *ours.image_size, 3)).astype(np.float32)
-    images = torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy()).to(device)
-    if training:
-        subject, torch_run = models.training(ours, batch_size), torch_training
-    else:
+    images = torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy()).to(args.device)
+    theirs = release_model(name, ours.drop_path).to(args.device)
+    theirs = theirs.train() if training else theirs.eval()
+    if who == "ours":
         variables = jax.jit(ours.init)(jax.random.key(0), dummy_images(ours))
         weights = {k: torch.from_numpy(np.array(v)) for k, v in flatten_jax.to_torch(variables, ours).items()}
         theirs.load_state_dict(weights, strict=True)
-        subject, torch_run = models.inference(ours, batch_size, variables, pictures), torch_inference
-    eager = torch_run(theirs, images, device, half)
-    if not training:
-        expected = eager().float().cpu().numpy()
+        expected = torch_inference(theirs, images, args.device, half)().float().cpu().numpy()
+        subject = models.inference(ours, batch_size, variables, pictures)
         error = float(np.abs(np.asarray(subject.run()) - expected).max() / np.abs(expected).max())
         if error > (0.1 if half else 1e-3):
-            sys.exit(f"error: {name}: the two models differ by {error:.1e} of the largest logit; nothing is timed")
-    calls = {"ours": subject.run, "eager": eager}
-    if args.compile and (not training or device == "cuda"):
-        calls["compiled"] = torch_run(torch.compile(theirs), images, device, half)
-    return calls
+            raise ValueError(f"{name}: the two models differ by {error:.1e} of the largest logit; nothing is timed")
+        return subject.run
+    theirs = torch.compile(theirs) if who == "compiled" else theirs
+    return (torch_training if training else torch_inference)(theirs, images, args.device, half)
+
+
+_call: Callable[[], object]  # of a contestant's process
+
+
+def start(who: str, args: argparse.Namespace, *row: object) -> None:
+    global _call
+    import_release(args.release.expanduser())
+    if who == "ours":
+        runtime.device_per_core()
+    if who == "ours" or args.same_memory:
+        runtime.keep_freed_memory()
+    # Convolutions by TF32, matrix products too: what JAX does on such a GPU by default.
+    torch.set_float32_matmul_precision("high")
+    _call = contestant(who, *row, args)
+
+
+def call() -> None:
+    _call()
+
+
+def has_gpu() -> bool:
+    return torch.cuda.is_available() and jax.default_backend() == "gpu"
+
+
+def process(*initial: object) -> ProcessPoolExecutor:
+    """A new process: JAX and PyTorch would not survive a fork."""
+    initializer, *arguments = initial or (None,)
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=initializer, initargs=arguments)
 
 
 def main() -> None:
@@ -206,16 +232,18 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"])
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     parser.add_argument("--output", type=Path, help="a JSON file to write")
+    parser.add_argument("--same-memory", action="store_true", help="keep freed memory in PyTorch's processes too")
     args = parser.parse_args()
+    with process() as probe:  # here JAX would take most of a GPU's memory
+        args.device = "cuda" if probe.submit(has_gpu).result() else "cpu"
+    args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
 
     results = []
     batches = {"inference": args.batch, "training": args.train_batch}
-    # JAX and PyTorch would not survive a fork.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as processes:
-        for kind, name in itertools.product(args.kinds, args.models):
-            for batch_size in batches[kind]:
-                results.append(processes.submit(measure, kind, name, batch_size, args).result())
-                print(report.line(results[-1].rows[0]), flush=True)
+    for kind, name in itertools.product(args.kinds, args.models):
+        for batch_size in batches[kind]:
+            results.append(measure(kind, name, batch_size, args))
+            print(report.line(results[-1].rows[0]), flush=True)
     rows = [row for result in results for row in result.rows]
     result = report.Result("side by side with the release", rows, results[-1].made_on)
     print(report.table(result))
@@ -225,21 +253,21 @@ def main() -> None:
 
 def measure(kind: str, name: str, batch_size: int, args: argparse.Namespace) -> report.Result:
     """One row."""
-    runtime.device_per_core()
-    args.device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
-    args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
-    import_release(args.release.expanduser())
-    runtime.keep_freed_memory()  # of all contestants alike
-    # Convolutions by TF32, matrix products too: what JAX does on such a GPU by default.
-    torch.set_float32_matmul_precision("high")
-    calls = contestants(kind, name, batch_size, args)
-    seconds = timing.interleaved(calls, rounds=args.rounds)
+    compiled = args.compile and (kind == "inference" or args.device == "cuda")
+    with contextlib.ExitStack() as stack:
+        processes = {
+            who: stack.enter_context(process(start, who, args, kind, name, batch_size))
+            for who in ("ours", "eager", "compiled")[: 2 + compiled]
+        }
+        calls = {who: lambda there=there: there.submit(call).result() for who, there in processes.items()}
+        seconds = timing.interleaved(calls, rounds=args.rounds)
+        made_on = processes["ours"].submit(report.hardware).result()
     row = {"kind": kind, "model": name, "dtype": args.dtype, "batch": batch_size}
     row["images/s"] = timing.Spread.of([batch_size / s for s in seconds["ours"]])
     for other in list(calls)[1:]:
         row[f"x {other}"] = timing.ratios(seconds, other, "ours")
     versions = {"torch": torch.__version__, "torch threads": torch.get_num_threads()}
-    return report.Result("", [row], report.hardware() | versions)
+    return report.Result("", [row], made_on | versions | {"same memory": args.same_memory})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,17 +47,29 @@ def test_map_keeps_the_length():
     np.testing.assert_allclose(jnp.linalg.norm(focused_map(x, 3), axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
 
 
-def test_map_gradient_is_that_of_the_plain_formula():
-    x = jnp.array([[0.3, 1.2, -0.4, 0.9]])
-    weights = jnp.array([1.0, -2.0, 0.5, 3.0])
+@pytest.mark.parametrize("p", [1, 2.5, 3, 32])
+@pytest.mark.parametrize("form", ["cpu", "cuda", "default"])
+def test_map_gradient_is_that_of_the_plain_formula_in_float64(form, p, monkeypatch):
+    """In every form that it is lowered to."""
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *args, **branches: branches.get(form, branches["default"])(*args)
+    )
 
-    def plain(x):
-        positive = jnp.maximum(x, 0) + 1e-6
-        return positive**3 * jnp.linalg.norm(positive) / jnp.linalg.norm(positive**3)
+    def plain(x, p, scale):
+        positive = (jnp.maximum(x, 0) + 1e-6) / nn.softplus(scale)
+        power = positive**p
+        norms = (jnp.linalg.norm(a, axis=-1, keepdims=True) for a in (positive, power))
+        return power * next(norms) / next(norms)
 
-    ours = jax.grad(lambda x: (focused_map(x, 3) @ weights).sum())(x)
-    expected = jax.grad(lambda x: (plain(x[0]) @ weights).sum())(x)
-    np.testing.assert_allclose(ours, expected, rtol=1e-5)
+    with jax.enable_x64(True):
+        x, scale, weight = (
+            jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(5, 24), (24,), (5, 24)])
+        )
+        ours, expected = (
+            jax.grad(lambda x, scale, form=form: (form(x, p, scale) * weight).sum(), (0, 1))(x, scale)
+            for form in (focused_map, plain)
+        )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), ours, expected)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is None, reason="needs jax[cuda13], but no GPU")
