@@ -47,6 +47,11 @@ def cache_compilations() -> None:
         jax.config.update("jax_compilation_cache_dir", str(root / "flatten_jax" / host))
 
 
+def cores() -> int:
+    """Of the CPU, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def device_per_core() -> None:
     """Has JAX take the CPU's cores for one device each, for what spreads a batch over its devices: inference.
 
@@ -56,15 +61,14 @@ def device_per_core() -> None:
     """
     chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not chosen and jax.config.jax_num_cpu_devices < 0:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with contextlib.suppress(RuntimeError):  # JAX has started
-            jax.config.update("jax_num_cpu_devices", 1 << cores.bit_length() - 1)
+            jax.config.update("jax_num_cpu_devices", 1 << cores().bit_length() - 1)
 
 
 def keep_freed_memory(limit: int | None = None) -> None:
     """Has glibc keep freed memory of this process, which it gives back to the system, to be cleared anew, otherwise.
 
-    A step on a CPU allocates hundreds of MiB each time; clearing them was a tenth of its time, and a quarter where they
+    A step on a CPU allocates hundreds of MiB each time; clearing them was a tenth of its time, and a sixth where they
     are 1.4 GiB (docs/notes_speed.md). Does nothing where there is no glibc. To be called before JAX starts its threads.
 
     Args:

@@ -1,6 +1,5 @@
 """Settings of XLA and JAX."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -8,6 +7,12 @@ import sys
 import pytest
 
 from flatten_jax import runtime
+
+
+def says(program: str, **environment: str) -> str:
+    environment = {"PATH": "", "JAX_PLATFORMS": "cpu"} | environment
+    run = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
+    return run.stdout.strip()
 
 
 def test_this_jax_takes_the_options_for_the_cpu():
@@ -20,8 +25,7 @@ def test_compiled_programs_are_kept_where_the_user_keeps_caches(tmp_path):
         "from flatten_jax import runtime; import jax; runtime.cache_compilations();"
         "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0); jax.jit(lambda x: x + 1)(1.0)"
     )
-    environment = {"PATH": "", "XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    says(program, XDG_CACHE_HOME=str(tmp_path))
     assert list((tmp_path / "flatten_jax").glob("cpu-*/*"))
 
 
@@ -30,21 +34,12 @@ def test_a_place_that_the_user_chose_is_left_alone(tmp_path):
         "from flatten_jax import runtime; import jax; runtime.cache_compilations();"
         "print(jax.config.jax_compilation_cache_dir)"
     )
-    environment = {"PATH": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PLATFORMS": "cpu", "HOME": "/none"}
-    said = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
-    assert said.stdout.strip() == str(tmp_path)
-
-
-def says(program: str, **environment: str) -> str:
-    environment = {"PATH": "", "JAX_PLATFORMS": "cpu"} | environment
-    run = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
-    return run.stdout.strip()
+    assert says(program, JAX_COMPILATION_CACHE_DIR=str(tmp_path), HOME="/none") == str(tmp_path)
 
 
 def test_each_core_is_a_device_unless_the_user_said_how_many():
     program = "from flatten_jax import runtime; import jax; runtime.device_per_core(); print(jax.device_count())"
-    cores = len(os.sched_getaffinity(0))
-    assert cores / 2 < int(says(program)) <= cores
+    assert runtime.cores() / 2 < int(says(program)) <= runtime.cores()
     assert says(program, JAX_NUM_CPU_DEVICES="3") == "3"
     assert says(program.replace("runtime.d", "jax.devices(); runtime.d")) == "1"
     assert says(program, XLA_FLAGS="--xla_force_host_platform_device_count=5") == "5"

@@ -173,7 +173,7 @@ def contestant(who: str, kind: str, name: str, batch_size: int, args: argparse.N
     half, training = args.dtype == "bfloat16", kind == "training"
     ours = flatten_jax.create_model(name, dtype=args.dtype, drop_path=0.1 if training and RELEASE[name][0] else 0.0)
     if who == "ours" and training:
-        return models.training(ours, batch_size).run
+        return models.training(ours, batch_size)
     pictures = np.random.default_rng(0).normal(size=(batch_size, *ours.image_size, 3)).astype(np.float32)
     images = torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy()).to(args.device)
     theirs = release_model(name, ours.drop_path).to(args.device)
@@ -183,11 +183,11 @@ def contestant(who: str, kind: str, name: str, batch_size: int, args: argparse.N
         weights = {k: torch.from_numpy(np.array(v)) for k, v in flatten_jax.to_torch(variables, ours).items()}
         theirs.load_state_dict(weights, strict=True)
         expected = torch_inference(theirs, images, args.device, half)().float().cpu().numpy()
-        subject = models.inference(ours, batch_size, variables, pictures)
-        error = float(np.abs(np.asarray(subject.run()) - expected).max() / np.abs(expected).max())
+        run = models.inference(ours, batch_size, variables, pictures)
+        error = float(np.abs(np.asarray(run()) - expected).max() / np.abs(expected).max())
         if error > (0.1 if half else 1e-3):
-            raise ValueError(f"{name}: the two models differ by {error:.1e} of the largest logit; nothing is timed")
-        return subject.run
+            sys.exit(f"error: {name}: the two models differ by {error:.1e} of the largest logit; nothing is timed")
+        return run
     theirs = torch.compile(theirs) if who == "compiled" else theirs
     return (torch_training if training else torch_inference)(theirs, images, args.device, half)
 
@@ -215,10 +215,9 @@ def has_gpu() -> bool:
     return torch.cuda.is_available() and jax.default_backend() == "gpu"
 
 
-def process(*initial: object) -> ProcessPoolExecutor:
+def process() -> ProcessPoolExecutor:
     """A new process: JAX and PyTorch would not survive a fork."""
-    initializer, *arguments = initial or (None,)
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=initializer, initargs=arguments)
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
 def main() -> None:
@@ -255,10 +254,9 @@ def measure(kind: str, name: str, batch_size: int, args: argparse.Namespace) -> 
     """One row."""
     compiled = args.compile and (kind == "inference" or args.device == "cuda")
     with contextlib.ExitStack() as stack:
-        processes = {
-            who: stack.enter_context(process(start, who, args, kind, name, batch_size))
-            for who in ("ours", "eager", "compiled")[: 2 + compiled]
-        }
+        processes = {who: stack.enter_context(process()) for who in ("ours", "eager", "compiled")[: 2 + compiled]}
+        for who, there in processes.items():
+            there.submit(start, who, args, kind, name, batch_size).result()
         calls = {who: lambda there=there: there.submit(call).result() for who, there in processes.items()}
         seconds = timing.interleaved(calls, rounds=args.rounds)
         made_on = processes["ours"].submit(report.hardware).result()

@@ -19,27 +19,11 @@ from flatten_jax.training.sharding import make_mesh, over_data, put_batch, repli
 from flatten_jax.training.step import abstract_state, init_state, make_train_step
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A compiled computation on a batch.
+def inference(model: nn.Module, batch_size: int, variables: Any = None, images: Any = None) -> Callable[[], jax.Array]:
+    """A call that computes, and waits for, the logits (B, classes) of normalised images (B, height, width, 3).
 
-    Attributes:
-        run: computes it once and waits for it.
-        images: of a batch.
-        compile_seconds: of tracing, lowering and XLA, without JAX's compilation cache.
-        bytes: arguments, results and temporaries by XLA's count.
-    """
-
-    run: Callable[[], Any]
-    images: int
-    compile_seconds: float
-    bytes: int
-
-
-def inference(model: nn.Module, batch_size: int, variables: Any = None, images: Any = None) -> Subject:
-    """Logits of a batch of images (B, height, width, 3), normalised; initial variables and noise if none are given.
-
-    On one accelerator, or on a CPU's devices (`runtime.device_per_core`) where they divide the batch.
+    Initial variables and noise if none are given. On one accelerator, or on all of a CPU's devices
+    (`runtime.device_per_core`) where they divide the batch.
     """
     if variables is None:
         variables = jax.jit(model.init)(jax.random.key(0), dummy_images(model))
@@ -48,12 +32,12 @@ def inference(model: nn.Module, batch_size: int, variables: Any = None, images: 
     devices = jax.local_devices()
     mesh = make_mesh(devices if devices[0].platform == "cpu" and batch_size % len(devices) == 0 else devices[:1])
     variables, images = jax.device_put((variables, images), (replicated(mesh), over_data(mesh)))
-    compiled, seconds = _compile(jax.jit(model.apply, compiler_options=compiler_options()).lower, variables, images)
-    return Subject(lambda: jax.block_until_ready(compiled(variables, images)), batch_size, seconds, _bytes(compiled))
+    compiled, _ = _compile(jax.jit(model.apply, compiler_options=compiler_options()).lower, variables, images)
+    return lambda: jax.block_until_ready(compiled(variables, images))
 
 
-def training(model: nn.Module, batch_size: int) -> Subject:
-    """The training step of main.py on one device: forward, backward and AdamW, without mixing and erasing."""
+def training(model: nn.Module, batch_size: int) -> Callable[[], None]:
+    """A call that takes, and waits for, a training step of main.py on one device, without mixing and erasing."""
     step, optimizer, mesh = _training_step(model)
     rng = np.random.default_rng(0)
     batch = {
@@ -62,14 +46,14 @@ def training(model: nn.Module, batch_size: int) -> Subject:
     }
     batch = put_batch(batch, mesh)
     state = init_state(model, optimizer, 0, False, mesh)
-    compiled, seconds = _compile(step.lower, state, batch)
+    compiled, _ = _compile(step.lower, state, batch)
     held = [state]
 
     def run() -> None:
         held[0], metrics = compiled(held[0], batch)  # the state's memory is reused: the old one is gone
         jax.block_until_ready((held[0], metrics))
 
-    return Subject(run, batch_size, seconds, _bytes(compiled))
+    return run
 
 
 def _training_step(model: nn.Module) -> tuple[Any, Any, Any]:
@@ -94,14 +78,19 @@ def _training_step(model: nn.Module) -> tuple[Any, Any, Any]:
 KINDS = {"inference": inference, "training": training}
 
 
-def make(kind: str, name: str, batch_size: int, **options: Any) -> Subject:
-    """The subject of one kind for a model's name and options of `create_model`."""
+def make(kind: str, name: str, batch_size: int, **options: Any) -> Callable[[], Any]:
+    """The call of one kind for a model's name and options of `create_model`."""
     return KINDS[kind](create_model(name, **options), batch_size)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """`compile_seconds` and `bytes` of a computation, as in `Subject`."""
+    """What a computation costs beside its time.
+
+    Attributes:
+        compile_seconds: of tracing, lowering and XLA, without JAX's compilation cache.
+        bytes: arguments, results and temporaries by XLA's count.
+    """
 
     compile_seconds: float
     bytes: int

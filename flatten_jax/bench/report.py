@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 
 from flatten_jax.bench.timing import Spread
+from flatten_jax.runtime import cores
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def hardware() -> dict[str, Any]:
         "device": device.device_kind,
         "devices": jax.device_count(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "python": platform.python_version(),
         **backend,
         **versions,

@@ -61,8 +61,8 @@ class Settings:
 def _speed(kind: str, settings: Settings) -> Iterator[Row]:
     """Images per second, the models in turn; beside a model's softmax twin how many times as fast it is."""
     for batch_size in settings.batch if kind == "inference" else settings.train_batch:
-        subjects = {name: models.make(kind, name, batch_size, **settings.of_models()) for name in settings.models}
-        seconds = timing.interleaved({name: x.run for name, x in subjects.items()}, rounds=settings.rounds)
+        calls = {name: models.make(kind, name, batch_size, **settings.of_models()) for name in settings.models}
+        seconds = timing.interleaved(calls, rounds=settings.rounds)
         for name, took in seconds.items():
             row: Row = {"model": name, "batch": batch_size, "dtype": settings.computed_in()}
             row["images/s"] = timing.Spread.of([batch_size / s for s in took])

@@ -48,7 +48,7 @@ def test_rows_say_what_was_measured(measured):
 
 def test_models_stand_beside_their_softmax_twin(monkeypatch):
     took = {"flatten_deit_t": 0.02, "deit_t": 0.06}
-    monkeypatch.setattr(models, "make", lambda _, name, *__, **___: models.Subject(lambda: sleep(took[name]), 3, 0, 0))
+    monkeypatch.setattr(models, "make", lambda _, name, *__, **___: lambda: sleep(took[name]))
     settings = run.Settings(models=tuple(took), batch=(3,))
     linear, softmax = next(run.run(["inference"], settings)).rows
     assert linear["images/s"].median == pytest.approx(3 / 0.02, rel=0.3)
