@@ -43,27 +43,3 @@ class ConvInit(NamedTuple):
 
 TORCH_CONV = ConvInit(torch_conv_kernel, torch_conv_bias)
 FAN_OUT_CONV = ConvInit(fan_out_conv_kernel, lambda fan_in: nn.initializers.zeros)
-
-
-def conv(
-    features: int,
-    features_in: int,
-    kernel_size: int,
-    stride: int,
-    *,
-    padding: int = 0,
-    init: ConvInit = TORCH_CONV,
-    dtype: jnp.dtype | None = None,
-    name: str,
-) -> nn.Conv:
-    """torch.nn.Conv2d(features_in, features, kernel_size, stride, padding), on (B, height, width, features_in)."""
-    return nn.Conv(
-        features,
-        (kernel_size, kernel_size),
-        strides=stride,
-        padding=padding,
-        dtype=dtype,
-        kernel_init=init.kernel,
-        bias_init=init.bias(kernel_size**2 * features_in),
-        name=name,
-    )

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flatten_jax.attention.depthwise import DepthwiseConv
 from flatten_jax.attention.mixers import make_mixer, takes_bias
 from flatten_jax.attention.windows import pad_to_windows, partition, relative_position_index, shift_mask, unpartition
-from flatten_jax.initializers import TORCH_CONV, ConvInit, conv, position_embedding
+from flatten_jax.convolution import Conv
+from flatten_jax.initializers import TORCH_CONV, ConvInit, position_embedding
 from flatten_jax.linear import Dense
 from flatten_jax.norm import LayerNorm
 
@@ -188,9 +189,7 @@ class ReducedAttention(nn.Module):
             key_grid = (grid[0] // self.sr_ratio, grid[1] // self.sr_ratio)
             if 0 in key_grid:
                 raise ValueError(f"{grid=} is smaller than sr_ratio={self.sr_ratio}: use a larger image or ratio 1")
-            reduce = conv(
-                channels, channels, self.sr_ratio, self.sr_ratio, init=self.conv_init, dtype=self.dtype, name="sr"
-            )
+            reduce = Conv(channels, self.sr_ratio, self.sr_ratio, conv_init=self.conv_init, dtype=self.dtype, name="sr")
             x = reduce(x.reshape(batch, *grid, channels)).reshape(batch, -1, channels)
             x = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
         k, v = jnp.split(Dense(2 * channels, dtype=self.dtype, name="kv")(x), 2, axis=-1)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 
 from flatten_jax.attention import StripeAttention, takes_bias
-from flatten_jax.initializers import conv
+from flatten_jax.convolution import Conv
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.layers import PatchEmbed, drop_path_rates, stage_letters
 from flatten_jax.models.stack import block_class, on_grid, run_blocks
@@ -63,7 +63,7 @@ class CSwin(Backbone):
         la_split_size, split_size = self._linear_windows(), self._stripes()
         for i in range(count):
             if i == 0:
-                x = conv(self.embed_dim, 3, 7, 4, padding=2, dtype=self.dtype, name="stage1_conv_embed_0")(x)
+                x = Conv(self.embed_dim, 7, 4, padding=2, dtype=self.dtype, name="stage1_conv_embed_0")(x)
                 x = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="stage1_conv_embed_2")(x)
             else:
                 merge = partial(PatchEmbed, patch_size=3, stride=2, padding=1, conv_name="conv", dtype=self.dtype)

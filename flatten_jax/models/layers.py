@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flatten_jax.convolution import Conv
 from flatten_jax.gelu import gelu
-from flatten_jax.initializers import TORCH_CONV, ConvInit, conv
+from flatten_jax.initializers import TORCH_CONV, ConvInit
 from flatten_jax.linear import Dense
 from flatten_jax.lowering import gradient_apart
 from flatten_jax.norm import LayerNorm
@@ -49,13 +50,12 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: (B, height, width, C_in) -> (B, rows, columns, embed_dim)."""
-        x = conv(
+        x = Conv(
             self.embed_dim,
-            x.shape[-1],
             self.patch_size,
             self.stride or self.patch_size,
-            padding=self.padding,
-            init=self.conv_init,
+            self.padding,
+            conv_init=self.conv_init,
             dtype=self.dtype,
             name=self.conv_name,
         )(x)

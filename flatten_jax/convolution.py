@@ -1,0 +1,102 @@
+"""Strided convolutions: the patch embeddings of all models, and the reduction of PVT's keys."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flatten_jax.initializers import TORCH_CONV, ConvInit
+from flatten_jax.linear import affine
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def strided_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, padding: int = 0) -> jax.Array:
+    """Convolution of patches that overlap little or not at all, in the dtype of `x`.
+
+    On the CPU a product of the patches with the kernel: for the gradients, which XLA's convolutions take up to twice
+    the time for, and twenty times within a loop (docs/notes_speed.md), and forward where patches do not overlap.
+
+    Args:
+        x: (B, height, width, I).
+        kernel: (k, k, I, O), cross-correlated as in every framework; of the dtype of x, or float32 for half precision.
+        bias: (O,) likewise.
+        stride: in pixels, both ways; what is left at the lower and right edge is not looked at.
+        padding: zeros on every side.
+
+    Returns:
+        (B, rows, columns, O), rows = (height + 2 padding - k) // stride + 1.
+    """
+    overlaps = kernel.shape[0] > stride
+    plain, product = (partial(f, stride=stride, padding=padding) for f in (_convolution, _product))
+    return jax.lax.platform_dependent(x, kernel, bias, cpu=plain if overlaps else product, default=plain)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, padding: int) -> tuple[jax.Array, tuple]:
+    return strided_conv(x, kernel, bias, stride, padding), (x, kernel, bias)
+
+
+def _backward(stride: int, padding: int, saved: tuple, gradient: jax.Array) -> tuple[jax.Array, ...]:
+    def of(function: Callable) -> Callable:
+        at = partial(function, stride=stride, padding=padding)
+        return lambda gradient, *saved: jax.vjp(at, *saved)[1](gradient)
+
+    return jax.lax.platform_dependent(gradient, *saved, cpu=of(_product), default=of(_convolution))
+
+
+strided_conv.defvjp(_forward, _backward)
+
+
+def _convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, padding: int) -> jax.Array:
+    out = jax.lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        window_strides=(stride, stride),
+        padding=[(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return out + bias.astype(x.dtype)
+
+
+def _product(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, padding: int) -> jax.Array:
+    patches = _patches(x, kernel.shape[0], stride, padding)
+    return affine(patches, kernel.reshape(-1, kernel.shape[-1]), bias)
+
+
+def _patches(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
+    """(B, height, width, C) -> (B, rows, columns, size * size * C), patches row by row."""
+    batch, height, width, channels = x.shape
+    rows, columns = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
+    if size == stride and not padding:
+        x = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size * channels)
+        return x.swapaxes(2, 3).reshape(batch, rows, columns, -1)
+    x = jnp.pad(x, ((0, 0), (padding, padding + stride), (padding, padding + stride), (0, 0)))
+    pixels = [
+        x[:, i : i + rows * stride : stride, j : j + columns * stride : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    return jnp.concatenate(pixels, axis=-1)
+
+
+class Conv(nn.Module):
+    """`strided_conv` with a learned kernel (k, k, I, O) and bias (O,): torch.nn.Conv2d(I, O, k, stride, padding)."""
+
+    features: int
+    kernel_size: int
+    stride: int
+    padding: int = 0
+    conv_init: ConvInit = TORCH_CONV
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: (B, height, width, I) -> (B, rows, columns, features)."""
+        size, channels = self.kernel_size, x.shape[-1]
+        kernel = self.param("kernel", self.conv_init.kernel, (size, size, channels, self.features))
+        bias = self.param("bias", self.conv_init.bias(size * size * channels), (self.features,))
+        (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype or jnp.result_type(x, kernel))
+        if x.dtype.itemsize > 2:
+            kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
+        return strided_conv(x, kernel, bias, self.stride, self.padding)
