@@ -9,9 +9,7 @@ from flatten_jax.convolution import Conv, _convolution, strided_conv
 from flatten_jax.training.sharding import make_mesh, over_data
 
 
-@pytest.mark.parametrize(
-    ("size", "stride", "padding"), [(2, 2, 0), (4, 4, 0), (3, 2, 1), (7, 4, 2), (7, 4, 3), (2, 2, 1), (1, 2, 0)]
-)
+@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (7, 4, 3), (2, 2, 1), (1, 2, 0)])
 @pytest.mark.parametrize("picture", [(8, 12), (9, 15)])  # the second leaves pixels at the edges
 def test_it_is_the_convolution_with_its_gradients(size, stride, padding, picture):
     x = jax.random.normal(jax.random.key(0), (2, *picture, 3))
