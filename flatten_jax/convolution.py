@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.initializers import TORCH_CONV, ConvInit
-from flatten_jax.linear import affine
+from flatten_jax.linear import affine, promote
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def strided_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, padding: int = 0) -> jax.Array:
     """Convolution of patches that overlap little or not at all, in the dtype of `x`.
 
-    On the CPU a product of the patches with the kernel: for the gradients, which XLA's convolutions take up to twice
-    the time for, and twenty times within a loop (docs/notes_speed.md), and forward where patches do not overlap.
+    On the CPU a product of the patches with the kernel: forward where patches do not overlap, and for the gradients,
+    for which XLA's convolutions take up to twice the time, and within a loop many times (docs/notes_speed.md).
 
     Args:
         x: (B, height, width, I).
@@ -96,7 +96,4 @@ class Conv(nn.Module):
         size, channels = self.kernel_size, x.shape[-1]
         kernel = self.param("kernel", self.conv_init.kernel, (size, size, channels, self.features))
         bias = self.param("bias", self.conv_init.bias(size * size * channels), (self.features,))
-        (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype or jnp.result_type(x, kernel))
-        if x.dtype.itemsize > 2:
-            kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
-        return strided_conv(x, kernel, bias, self.stride, self.padding)
+        return strided_conv(*promote(x, kernel, bias, self.dtype), self.stride, self.padding)

@@ -66,6 +66,16 @@ def _transpose(x: jax.Array) -> jax.Array:
     return x.T
 
 
+def promote(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, dtype: jnp.dtype | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """All in `dtype` (None: that of x and the kernel together), for half precision kernel and bias as they are."""
+    (x,) = nn.dtypes.promote_dtype(x, dtype=dtype or jnp.result_type(x, kernel))
+    if x.dtype.itemsize > 2:
+        kernel, bias = kernel.astype(x.dtype), None if bias is None else bias.astype(x.dtype)
+    return x, kernel, bias
+
+
 class Dense(nn.Module):
     """A linear layer with the release's initial values: parameters `kernel` (I, O) and `bias` (O,), in float32.
 
@@ -84,7 +94,4 @@ class Dense(nn.Module):
         """x: (..., I) -> (..., O)."""
         kernel = self.param("kernel", linear_kernel, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype or jnp.result_type(x, kernel))
-        if x.dtype.itemsize > 2:
-            kernel, bias = kernel.astype(x.dtype), None if bias is None else bias.astype(x.dtype)
-        return checkpoint_name(affine(x, kernel, bias), PRODUCT)
+        return checkpoint_name(affine(*promote(x, kernel, bias, self.dtype)), PRODUCT)
