@@ -61,6 +61,7 @@ def _affine(image: Image.Image, *matrix: float) -> Image.Image:
 
 # What `rand_augment` computes faster than Pillow, to Pillow's pixels, by Pillow.
 SLOW: dict[str, Callable[[Image.Image, float], Image.Image]] = {
+    "Rotate": lambda image, v: image.rotate(v, Image.Resampling.BICUBIC, fillcolor=rand_augment.FILL),
     "Sharpness": lambda image, v: ImageEnhance.Sharpness(image).enhance(1 + v),
     "ShearX": lambda image, v: _affine(image, 1, v, 0, 0, 1, 0),
     "ShearY": lambda image, v: _affine(image, 1, 0, 0, v, 1, 0),

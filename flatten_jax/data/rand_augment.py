@@ -6,6 +6,7 @@ where most of the ranges come from.
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,63 +42,19 @@ class Operation(NamedTuple):
         return self.apply(image, -value if self.signed and negate else value)
 
 
-def _slide(image: Image.Image, slope: float, offset: float = 0.0) -> Image.Image:
-    """Moves row y to the left by slope * (y + 0.5) + offset pixels: shears and translations along x.
+def _affine(image: Image.Image, *matrix: float) -> Image.Image:
+    """Bicubic because timm hands the interpolation of the crop, when it is a fixed one, to these operations too."""
+    from flatten_jax.data.affine import affine  # here, so that only training waits for Numba
 
-    To the bit what Pillow's affine transform gives with bicubic interpolation, in which one of the two directions is
-    idle here: the same sums in the same order, in float64, of a whole picture at once. Bicubic because timm hands the
-    interpolation of the crop, when it is a fixed one, to these operations too.
-    """
-    width, height = image.size
-    source = np.arange(width) + 0.5 + slope * (np.arange(height)[:, None] + 0.5) + offset
-    outside = (source < 0) | (source >= width)
-    columns = np.flatnonzero(~outside.all(axis=0))
-    if columns.size == 0:
-        return Image.new("RGB", image.size, FILL)
-    filled = slice(columns[0], columns[-1] + 1)  # of the result; a translation leaves up to 0.45 of the columns
-    source, outside = source[:, filled] - 0.5, outside[:, filled]
-    whole = np.floor(source)
-    fraction = source - whole
-    count = fraction.shape[1]
-    shift = whole[:, 0].astype(int)  # the column of the picture at which a row of the result begins
-    if (whole[:, -1] != shift + count - 1).any():  # rounded to the other side of an integer within a row
-        matrix = (1, slope, offset, 0, 1, 0)
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL)
-    margin = int(np.abs(shift).max()) + 2
-    padded = np.empty((height, width + 2 * margin), np.int16)
-    windows = np.lib.stride_tricks.sliding_window_view(padded.ravel(), count + 3)
-    starts = np.arange(height) * padded.shape[1] + margin + shift - 1
-    bands = []
-    for band, fill in zip(image.split(), FILL, strict=True):
-        pixels = np.asarray(band)
-        padded[:, :margin] = pixels[:, :1]
-        padded[:, margin:-margin] = pixels
-        padded[:, -margin:] = pixels[:, -1:]
-        four = windows[starts]  # the row's pixels, from one before the first to two after the last that is wanted
-        steps = four[:, 1:] - four[:, :-1]
-        # Pillow's cubic b + t (c - a + t (2a - 2b + c - d + t (b - a + d - c))) of four neighbours a, b, c, d
-        bend = steps[:, :-2] + steps[:, 2:]
-        value = bend * fraction
-        value -= bend + steps[:, :-2]
-        value *= fraction
-        value += steps[:, :-2] + steps[:, 1:-1]
-        value *= fraction
-        value += four[:, 1:-2]
-        values = np.clip(value, 0, 255, out=value).astype(np.uint8)
-        values[outside] = fill
-        bands.append(Image.fromarray(values))
-    result = Image.new("RGB", image.size, FILL)
-    result.paste(Image.merge("RGB", bands), (int(filled.start), 0))
-    return result
-
-
-def _slide_y(image: Image.Image, slope: float, offset: float = 0.0) -> Image.Image:
-    transpose = Image.Transpose.TRANSPOSE
-    return _slide(image.transpose(transpose), slope, offset).transpose(transpose)
+    return affine(image, matrix, FILL)
 
 
 def _rotate(image: Image.Image, degrees: float) -> Image.Image:
-    return image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=FILL)
+    """About the centre, counterclockwise, with Pillow's roundings."""
+    angle = -math.radians(degrees % 360)
+    cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    x, y = image.width / 2, image.height / 2
+    return _affine(image, cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y)
 
 
 def _posterize(image: Image.Image, bits: float) -> Image.Image:
@@ -156,12 +113,16 @@ INCREASING: dict[str, Operation] = {
     "Brightness": _enhancement(_enhance(ImageEnhance.Brightness)),
     "Sharpness": _enhancement(_sharpness),
     # Up to 0.3 pixels a line: paper; timm _shear_level_to_arg.
-    "ShearX": Operation(_slide, lambda s: 0.3 * s, signed=True),
-    "ShearY": Operation(_slide_y, lambda s: 0.3 * s, signed=True),
+    "ShearX": Operation(lambda image, v: _affine(image, 1, v, 0, 0, 1, 0), lambda s: 0.3 * s, signed=True),
+    "ShearY": Operation(lambda image, v: _affine(image, 1, 0, 0, v, 1, 0), lambda s: 0.3 * s, signed=True),
     # Up to 0.45 of the side: timm _translate_rel_level_to_arg (translate_pct). The paper's 150 of 331 pixels. timm's
     # translate_const is a matter of its absolute translations, which this set does not have.
-    "TranslateXRel": Operation(lambda image, v: _slide(image, 0, v * image.width), lambda s: 0.45 * s, signed=True),
-    "TranslateYRel": Operation(lambda image, v: _slide_y(image, 0, v * image.height), lambda s: 0.45 * s, signed=True),
+    "TranslateXRel": Operation(
+        lambda image, v: _affine(image, 1, 0, v * image.width, 0, 1, 0), lambda s: 0.45 * s, signed=True
+    ),
+    "TranslateYRel": Operation(
+        lambda image, v: _affine(image, 1, 0, 0, 0, 1, v * image.height), lambda s: 0.45 * s, signed=True
+    ),
 }
 
 # timm _RAND_TRANSFORMS: posterize and solarize get weaker with the magnitude, the enhancements go from less to more.

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from flatten_jax.data import rand_augment
 from flatten_jax.data.rand_augment import FILL, INCREASING, PLAIN, RandAugment, parse
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(8, 32)
@@ -56,14 +55,6 @@ def test_what_is_computed_without_pillow_is_equal_to_pillow(size):
         }.items():
             found = INCREASING[name].apply(image, value)
             np.testing.assert_array_equal(np.asarray(found), np.asarray(expected), f"{name} {value}")
-
-
-@pytest.mark.parametrize("step", [1 - 2**-52, 2**-53 - 1])
-def test_a_shift_that_rounds_to_another_pixel_within_a_row(step):
-    image = gray(np.random.default_rng(0).integers(256, size=(8, 64)))
-    matrix = (1, 0, step, 0, 1, 0)
-    expected = image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=FILL)
-    np.testing.assert_array_equal(np.asarray(rand_augment._slide(image, 0, step)), np.asarray(expected))
 
 
 @pytest.mark.parametrize(
