@@ -49,12 +49,11 @@ def _transform(pixels, a, b, c, d, e, f, fill):
     """Of uint32 pixels, red in the lowest byte. Row by row, in loops so simple that LLVM makes vectors of most."""
     height, width = pixels.shape
     pitch = width + 4
-    padded = np.empty((height + 4, pitch), np.uint32)  # by the two pixels that the filter looks beyond each edge
+    padded = np.empty((height + 4) * pitch, np.uint32)  # by the two pixels that the filter looks beyond each edge
     for y in range(height + 4):
         row = pixels[min(max(y - 2, 0), height - 1)]
         for x in range(pitch):
-            padded[y, x] = row[min(max(x - 2, 0), width - 1)]
-    padded = padded.ravel()
+            padded[y * pitch + x] = row[min(max(x - 2, 0), width - 1)]
     result = np.zeros_like(pixels)
     inside = np.empty(width, np.bool_)
     at = np.empty(width, np.int64)  # the pixel of `padded` to the left of and above a point
