@@ -9,7 +9,7 @@ from flatten_jax.attention import (
     focused_map,
     linear_attention,
 )
-from flatten_jax.hub import from_pretrained, push_to_hub, save_pretrained
+from flatten_jax.trained.hub import from_pretrained, push_to_hub, save_pretrained
 from flatten_jax.models import create_model, list_models, model_options
 from flatten_jax.weights.convert import from_torch, to_torch
 from flatten_jax.weights.files import save_weights

@@ -20,8 +20,8 @@ from flatten_jax.attention import (
     WindowAttention,
     focused_map,
 )
-from flatten_jax.attention.windows import partition
-from flatten_jax.models.layers import Block
+from flatten_jax.hosts.grids import partition
+from flatten_jax.models.blocks import Block
 
 Grid = tuple[int, int]
 KINDS = ("softmax", "linear", "focused")

@@ -1,7 +1,7 @@
 """Attention for vision transformers: functions, mixers made of them, and the hosts that project around them."""
 
-from flatten_jax.attention.depthwise import DepthwiseConv, depthwise_conv
-from flatten_jax.attention.drop_in import FocusedLinearAttention
+from flatten_jax.ops.depthwise import DepthwiseConv, depthwise_conv
+from flatten_jax.hosts.drop_in import FocusedLinearAttention
 from flatten_jax.attention.focused import FocusedLinearMixer, focused_map, linear_attention
 from flatten_jax.attention.hosts import QKVAttention, ReducedAttention, StripeAttention, WindowAttention
 from flatten_jax.attention.mixers import MIXERS, make_mixer, mixer_options, takes_bias

@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.attention.depthwise import DepthwiseConv
-from flatten_jax.initializers import TORCH_CONV, ConvInit
-from flatten_jax.lowering import not_shared, sum_over_channels, sum_over_tokens
+from flatten_jax.ops.depthwise import DepthwiseConv
+from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
+from flatten_jax.ops.cpu import not_shared, sum_over_channels, sum_over_tokens
 
 Grid = tuple[int, int]
 EPSILON = 1e-6  # the release's, both in the map and in the normaliser

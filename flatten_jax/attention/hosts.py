@@ -12,13 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.attention.depthwise import DepthwiseConv
+from flatten_jax.ops.depthwise import DepthwiseConv
 from flatten_jax.attention.mixers import make_mixer, takes_bias
-from flatten_jax.attention.windows import pad_to_windows, partition, relative_position_index, shift_mask, unpartition
-from flatten_jax.convolution import Conv
-from flatten_jax.initializers import TORCH_CONV, ConvInit, position_embedding
-from flatten_jax.linear import Dense
-from flatten_jax.norm import LayerNorm
+from flatten_jax.hosts.grids import pad_to_windows, partition, relative_position_index, shift_mask, unpartition
+from flatten_jax.ops.convolution import Conv
+from flatten_jax.ops.initializers import TORCH_CONV, ConvInit, position_embedding
+from flatten_jax.ops.dense import Dense
+from flatten_jax.ops.norm import LayerNorm
 
 Grid = tuple[int, int]
 

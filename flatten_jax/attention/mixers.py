@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from flatten_jax.attention.focused import FocusedLinearMixer
 from flatten_jax.attention.softmax import SoftmaxMixer
-from flatten_jax.initializers import TORCH_CONV, ConvInit
+from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 # The letter of `attn_type` -> a module with attributes (num_heads, dtype, options of its own) and
 # __call__(q (B, N, C), k (B, M, C), v (B, M, C), grid, key_grid) -> (B, N, C). A new attention is one line here.

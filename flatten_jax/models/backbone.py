@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.linear import Dense
-from flatten_jax.norm import LayerNorm
+from flatten_jax.ops.dense import Dense
+from flatten_jax.ops.norm import LayerNorm
 
 
 class Backbone(nn.Module):

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 import jax
 
 from flatten_jax.attention import StripeAttention, takes_bias
-from flatten_jax.convolution import Conv
+from flatten_jax.ops.convolution import Conv
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.layers import PatchEmbed, drop_path_rates, stage_letters
+from flatten_jax.models.blocks import PatchEmbed, drop_path_rates, stage_letters
 from flatten_jax.models.stack import block_class, on_grid, run_blocks
-from flatten_jax.norm import LayerNorm
+from flatten_jax.ops.norm import LayerNorm
 
 
 class CSwin(Backbone):

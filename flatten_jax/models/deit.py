@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention import QKVAttention
-from flatten_jax.initializers import position_embedding
+from flatten_jax.ops.initializers import position_embedding
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.layers import PatchEmbed, drop_path_rates, patch_grid
+from flatten_jax.models.blocks import PatchEmbed, drop_path_rates, patch_grid
 from flatten_jax.models.stack import block_class, run_blocks
 
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.norm import LayerNorm
+from flatten_jax.ops.norm import LayerNorm
 
 _LAYER_NORM = 5  # per element: what fvcore, which the paper used, counts for a LayerNorm
 

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention import DepthwiseConv
-from flatten_jax.initializers import FAN_OUT_CONV
-from flatten_jax.models.layers import Grid, PatchEmbed
+from flatten_jax.ops.initializers import FAN_OUT_CONV
+from flatten_jax.models.blocks import Grid, PatchEmbed
 from flatten_jax.models.pvt import PVT
-from flatten_jax.norm import LayerNorm
+from flatten_jax.ops.norm import LayerNorm
 
 
 class PVTv2(PVT):

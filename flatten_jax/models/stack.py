@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.linear import PRODUCT
-from flatten_jax.models.layers import Block, Grid
+from flatten_jax.ops.dense import PRODUCT
+from flatten_jax.models.blocks import Block, Grid
 
 # What a block keeps for its backward pass besides its input, if the rest is computed again.
 REMAT_POLICIES = {

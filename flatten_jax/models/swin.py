@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention import WindowAttention, takes_bias
-from flatten_jax.attention.windows import pad_to_windows
-from flatten_jax.linear import Dense
+from flatten_jax.hosts.grids import pad_to_windows
+from flatten_jax.ops.dense import Dense
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.layers import PatchEmbed, drop_path_rates, stage_letters
+from flatten_jax.models.blocks import PatchEmbed, drop_path_rates, stage_letters
 from flatten_jax.models.stack import block_class, on_grid, run_blocks
-from flatten_jax.norm import LayerNorm
+from flatten_jax.ops.norm import LayerNorm
 
 
 class Swin(Backbone):

@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flatten_jax.attention import WindowAttention, takes_bias
-from flatten_jax.attention.windows import relative_position_index, shift_mask
+from flatten_jax.hosts.grids import relative_position_index, shift_mask
 from flatten_jax.models import abstract_variables, dummy_images
 from flatten_jax.weights.match import check_entries
 

@@ -10,7 +10,7 @@ from PIL import Image
 from flatten_jax.analysis import capture, entropy, figures
 from flatten_jax.analysis.profile import depth_profile, of_block, query_map, query_maps
 from flatten_jax.analysis.visualize import visualize
-from flatten_jax.cli import main
+from flatten_jax.cli.main import main
 from flatten_jax.models import abstract_variables, create_model
 from flatten_jax.training.preprocess import normalize
 from flatten_jax.weights.files import save_weights

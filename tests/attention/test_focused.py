@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatten_jax import gpus
+from flatten_jax.bench import gpus
 from flatten_jax.attention import QKVAttention, ReducedAttention, focused_map, linear_attention
 from flatten_jax.attention.focused import stretch_tokens
 

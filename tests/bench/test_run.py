@@ -7,7 +7,7 @@ import pytest
 
 from flatten_jax.bench import attention, input_pipeline, models, report, run, timing
 from flatten_jax.bench.timing import Spread
-from flatten_jax.cli import main
+from flatten_jax.cli.main import main
 
 TINY = dict(image_size=32, depth=2, embed_dim=16, num_heads=2, num_classes=4)
 SETTINGS = run.Settings(

@@ -6,7 +6,7 @@ import pytest
 
 from flatten_jax import create_model
 from flatten_jax.models import abstract_variables
-from flatten_jax.models.layers import drop_path
+from flatten_jax.models.blocks import drop_path
 from flatten_jax.models.stack import repetitions
 
 SWIN = dict(depths=(9,), num_heads=(2,), embed_dim=8, attn_type="M4", image_size=32, num_classes=10)

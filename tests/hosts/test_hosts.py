@@ -10,7 +10,7 @@ import pytest
 
 from flatten_jax import create_model
 from flatten_jax.attention import MIXERS, StripeAttention, WindowAttention
-from flatten_jax.attention.windows import (
+from flatten_jax.hosts.grids import (
     pad_to_windows,
     partition,
     relative_position_index,

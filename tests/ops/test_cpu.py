@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatten_jax.lowering import apart, gradient_apart, sum_over_channels, sum_over_tokens
+from flatten_jax.ops.cpu import apart, gradient_apart, sum_over_channels, sum_over_tokens
 
 
 @pytest.fixture(params=["cpu", "default"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from flatten_jax.cli import main
+from flatten_jax.cli.main import main
 from flatten_jax.models import create_model, dummy_images
 from flatten_jax.training.checkpoint import load_weights, save_weights
 from flatten_jax.weights.convert import to_torch
@@ -50,7 +50,7 @@ def test_a_run_is_exported_and_converted_back(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_plan_compiles_the_real_step_for_virtual_devices():
-    command = [sys.executable, "-m", "flatten_jax.cli", "plan", "--config", "configs/flatten_deit_t.py:smoke"]
+    command = [sys.executable, "-m", "flatten_jax.cli.main", "plan", "--config", "configs/flatten_deit_t.py:smoke"]
     command += ["--topology", "cpu:2", "--config.model.depth=1", "--config.mesh.fsdp=2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -61,7 +61,7 @@ def test_plan_compiles_the_real_step_for_virtual_devices():
 
 @pytest.mark.slow
 def test_plan_refuses_a_typo_in_an_override():
-    command = [sys.executable, "-m", "flatten_jax.cli", "plan", "--config", "configs/flatten_deit_t.py:smoke"]
+    command = [sys.executable, "-m", "flatten_jax.cli.main", "plan", "--config", "configs/flatten_deit_t.py:smoke"]
     command += ["--topology", "cpu:2", "--config.model.dept=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatten_jax.linear import Dense, affine
+from flatten_jax.ops.dense import Dense, affine
 
 
 def test_float32_is_nn_dense():

@@ -7,12 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.convolution import Conv
-from flatten_jax.gelu import gelu
-from flatten_jax.initializers import TORCH_CONV, ConvInit
-from flatten_jax.linear import Dense
-from flatten_jax.lowering import gradient_apart
-from flatten_jax.norm import LayerNorm
+from flatten_jax.ops.convolution import Conv
+from flatten_jax.ops.gelu import gelu
+from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
+from flatten_jax.ops.dense import Dense
+from flatten_jax.ops.cpu import gradient_apart
+from flatten_jax.ops.norm import LayerNorm
 
 Grid = tuple[int, int]
 

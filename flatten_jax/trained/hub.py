@@ -14,7 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from flatten_jax import model_card
+from flatten_jax.trained import model_card
 from flatten_jax._version import __version__
 from flatten_jax.data.augment import RESIZE_RATIO
 from flatten_jax.models import create_model, model_options

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from flatten_jax import hub
-from flatten_jax.cli import main
+from flatten_jax.trained import hub
+from flatten_jax.cli.main import main
 from flatten_jax.models import abstract_variables, create_model
-from flatten_jax.trained import load_trained
+from flatten_jax.trained.load import load_trained
 
 from .runs import write_run
 

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from flatten_jax import gpus
+from flatten_jax.bench import gpus
 from flatten_jax.models import create_model
 from flatten_jax.training.optimizer import make_optimizer, make_schedule
 from flatten_jax.training.sharding import check_divisible, make_mesh, over_data

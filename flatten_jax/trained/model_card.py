@@ -61,7 +61,7 @@ def _body(config: Mapping[str, Any], model: nn.Module) -> list[str]:
     if own:
         lines.append(f"- options: `{json.dumps(own)}`")
     lines += ["", "## Evaluation", "", *_evaluation(config)]
-    lines += ["", "## Use", "", "```python", "from flatten_jax import hub", ""]
+    lines += ["", "## Use", "", "```python", "from flatten_jax.trained import hub", ""]
     lines += ['model, variables = hub.from_pretrained("FOLDER")  # or owner/name on the Hub']
     lines += ["logits = model.apply(variables, images)", "```", ""]
     lines += ["    flatten-jax predict --from FOLDER pictures/*.jpg", "", "## Weights", ""]

@@ -199,7 +199,7 @@ def _export(args: argparse.Namespace) -> None:
         print(trained.said)
         model, source, options = trained.model, trained.variables, {}
     if args.stablehlo:
-        from flatten_jax import stablehlo
+        from flatten_jax.trained import stablehlo
 
         exported = stablehlo.export_stablehlo(model, source, args.target, overwrite=args.overwrite)
         print(f"written: {args.target}, {exported.in_avals[0]} -> {exported.out_avals[0]}, for any b")
@@ -210,14 +210,14 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _load_trained(args: argparse.Namespace, best: bool = False) -> Any:
-    from flatten_jax.trained import load_trained
+    from flatten_jax.trained.load import load_trained
 
     return load_trained(args.source, args.model, ema=args.ema, best=best, **_model_options(args))
 
 
 def _load_or_random(args: argparse.Namespace) -> Any:
     """The weights of --from, or random ones for --model; says which."""
-    from flatten_jax.trained import random_weights
+    from flatten_jax.trained.load import random_weights
 
     if args.random == bool(args.source) or (args.random and not args.model):
         raise ValueError(f"{args.command} needs weights (--from), or a model without them (--model NAME --random)")
@@ -232,7 +232,8 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from flatten_jax import predict, runtime
+    from flatten_jax import runtime
+    from flatten_jax.trained import predict
 
     _check_output(args)
     runtime.device_per_core()
@@ -248,7 +249,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _share(args: argparse.Namespace) -> None:
-    from flatten_jax import hub
+    from flatten_jax.trained import hub
 
     trained = _load_trained(args, best=True)
     print(trained.said)
@@ -256,7 +257,7 @@ def _share(args: argparse.Namespace) -> None:
     hub.save_pretrained(
         args.folder, trained.model, trained.variables, **known, licence=args.licence, overwrite=args.overwrite
     )
-    print(f"written: {args.folder}, for `flatten-jax predict --from {args.folder}` and flatten_jax.hub.from_pretrained")
+    print(f"written: {args.folder}, for `flatten-jax predict --from {args.folder}` and flatten_jax.trained.hub.from_pretrained")
     if args.push:
         print(f"pushed: {hub.push_to_hub(args.folder, args.push, revision=args.revision, private=args.private)}")
 
@@ -271,7 +272,7 @@ def _plan(args: argparse.Namespace) -> None:
     jax.config.update("jax_platforms", "cpu")
     virtual = [int(t[4:]) for t in args.topology if t.startswith("cpu:") and t[4:].isdecimal()]
     jax.config.update("jax_num_cpu_devices", max(virtual, default=1))
-    from flatten_jax import plan
+    from flatten_jax.bench import plan
 
     print(plan.HEADER)
     for path in args.config:
@@ -314,7 +315,7 @@ def _visualize(args: argparse.Namespace) -> None:
 
         figure = figures.focus(focusing_factors=(1, 2, 3, 4))
     else:
-        from flatten_jax import predict
+        from flatten_jax.trained import predict
         from flatten_jax.analysis.visualize import CENTRE, visualize
         from flatten_jax.data.augment import decode, eval_transform
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatten_jax.norm import LayerNorm, layer_norm
+from flatten_jax.ops.norm import LayerNorm, layer_norm
 
 
 def given(dtype=np.float32, mean=0.0):

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from flatten_jax.cli import main
+from flatten_jax.cli.main import main
 from flatten_jax.models import abstract_variables, create_model
-from flatten_jax.stablehlo import export_stablehlo
+from flatten_jax.trained.stablehlo import export_stablehlo
 
 from .runs import write_run
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatten_jax.convolution import Conv, _convolution, strided_conv
+from flatten_jax.ops.convolution import Conv, _convolution, strided_conv
 from flatten_jax.training.sharding import make_mesh, over_data
 
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.lowering import not_shared, sum_over_channels, sum_over_tokens
+from flatten_jax.ops.cpu import not_shared, sum_over_channels, sum_over_tokens
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flatten_jax import trained
-from flatten_jax.cli import main
+from flatten_jax.trained import load as trained
+from flatten_jax.cli.main import main
 from flatten_jax.data import imagenet
-from flatten_jax.predict import Guess, Prediction, Predictor, find_pictures, report, write_predictions
+from flatten_jax.trained.predict import Guess, Prediction, Predictor, find_pictures, report, write_predictions
 from flatten_jax.training import agreement, setup
 from flatten_jax.training.preprocess import normalize
 
