@@ -11,7 +11,7 @@ from flatten_jax.analysis import figures
 from flatten_jax.analysis.capture import Layer, capture
 from flatten_jax.analysis.matrices import numerical_rank, singular_values
 from flatten_jax.analysis.profile import TITLES, branch_title, depth_profile, of_block, query_maps
-from flatten_jax.training.preprocess import normalize
+from flatten_jax.models.images import normalize
 
 FIGURES = ("attention", "spectra", "depth")
 CENTRE = (0.5, 0.5)

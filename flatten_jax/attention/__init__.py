@@ -1,26 +1,36 @@
-"""Attention for vision transformers: functions, mixers made of them, and the hosts that project around them."""
+"""Attention: one file a mechanism, the contract between them and their hosts, and the one table of names."""
 
-from flatten_jax.ops.depthwise import DepthwiseConv, depthwise_conv
-from flatten_jax.hosts.drop_in import FocusedLinearAttention
-from flatten_jax.attention.focused import FocusedLinearMixer, focused_map, linear_attention
-from flatten_jax.attention.hosts import QKVAttention, ReducedAttention, StripeAttention, WindowAttention
-from flatten_jax.attention.mixers import MIXERS, make_mixer, mixer_options, takes_bias
-from flatten_jax.attention.softmax import SoftmaxMixer
+from flatten_jax.attention.contract import Attention, Origin, Site, Sized
+from flatten_jax.attention.core import linear_attention
+from flatten_jax.attention.focused import focused_map
+from flatten_jax.attention.table import (
+    ATTENTIONS,
+    AttentionInfo,
+    attention_class,
+    attention_info,
+    attention_options,
+    list_attentions,
+    make_attention,
+    of_stage,
+    pattern,
+    takes_bias,
+)
 
 __all__ = [
-    "MIXERS",
-    "DepthwiseConv",
-    "FocusedLinearAttention",
-    "FocusedLinearMixer",
-    "QKVAttention",
-    "ReducedAttention",
-    "SoftmaxMixer",
-    "StripeAttention",
-    "WindowAttention",
-    "depthwise_conv",
+    "ATTENTIONS",
+    "Attention",
+    "AttentionInfo",
+    "Origin",
+    "Site",
+    "Sized",
+    "attention_class",
+    "attention_info",
+    "attention_options",
     "focused_map",
     "linear_attention",
-    "make_mixer",
-    "mixer_options",
+    "list_attentions",
+    "make_attention",
+    "of_stage",
+    "pattern",
     "takes_bias",
 ]

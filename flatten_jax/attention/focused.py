@@ -1,17 +1,18 @@
 """Focused linear attention (Han et al., ICCV 2023, arXiv 2308.00442): the map, the core, and the mixer made of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.ops.depthwise import DepthwiseConv
-from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
+from flatten_jax.attention.contract import Attention, Origin, Site, Sized, heads, on_grid
+from flatten_jax.attention.core import linear_attention
 from flatten_jax.ops.cpu import not_shared, sum_over_channels, sum_over_tokens
+from flatten_jax.ops.depthwise import DepthwiseConv
 
-Grid = tuple[int, int]
 EPSILON = 1e-6  # the release's, both in the map and in the normaliser
 
 
@@ -100,81 +101,48 @@ def _power(x: jax.Array, p: float) -> jax.Array:
     return x ** (int(p) if p == int(p) else p)
 
 
-def linear_attention(q: jax.Array, k: jax.Array, v: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
-    """Row-normalised q (k^T v) per head: O(N d^2) instead of O(N M d) (paper, eq. 12, without the local branch).
-
-    Args:
-        q: (B, N, h, d) non-negative features, as `focused_map` gives them.
-        k: (B, M, h, d) likewise.
-        v: (B, M, h, e).
-        dtype: of the two matrix products and the result (default: v's). The normaliser is in float32 always; float16
-            has not the range for products of activations, there the whole core is in float32.
-
-    Returns:
-        (B, N, h, e).
-    """
-    dtype = jnp.dtype(dtype or v.dtype)
-    compute = jnp.promote_types(dtype, jnp.float32) if dtype == jnp.float16 else dtype
-    wide = jnp.promote_types(compute, jnp.float32)
-    # Heads before tokens, by what makes q, k and v: the products then need no transposition of their own.
-    q, k, v = (x.swapaxes(1, 2).astype(compute) for x in (q, k, v))
-
-    # Means instead of sums: the release's numerics of May 2024.
-    mean = k.mean(axis=2, dtype=wide)
-    z = 1 / (jnp.einsum("bhnd,bhd->bhn", q.astype(wide), mean) + EPSILON)[..., None]
-    out = jnp.einsum("bhnd,bhde->bhne", q, jnp.einsum("bhmd,bhme->bhde", k, v))
-    return (out * (z / k.shape[2])).astype(dtype).swapaxes(1, 2)
-
-
-class FocusedLinearMixer(nn.Module):
-    """O = phi_p(Q) phi_p(K)^T V, row-normalised, + DWC(V) (paper, eq. 12), between the projections of its host.
+class Focused(Attention):
+    """O = phi_p(Q) phi_p(K)^T V, row-normalised, + DWC(V) (paper, eq. 12).
 
     Parameters (the release's names): `scale` (1, 1, C), `positional_encoding` (1, M, C), added to the keys, both zero
     at first, and `dwc`, a depthwise convolution on V with one kernel (k, k, 1, d) for all heads.
 
     Attributes:
-        num_heads: h; the head width is d = C / h.
         focusing_factor: p.
         kernel_size: k of the depthwise convolution, odd.
-        use_dwc, use_positional_encoding: the paper's ablation: both off and p = 1 is vanilla linear attention.
-        dtype: of the matrix products; the map and the normaliser are always in float32.
-        conv_init: initial values of `dwc`; the host says which.
+        use_dwc, use_positional_encoding: the paper's ablation; both off and p = 1 is vanilla linear attention.
     """
 
-    num_heads: int
+    origin: ClassVar[Origin] = Origin(
+        paper="Han et al., ICCV 2023",
+        arxiv="2308.00442",
+        code="LeapLabTHU/FLatten-Transformer@abdb115",
+        licence="none",
+        formula="phi(q) (phi(k)^T v) / (phi(q) . sum phi(k)) + dwc(v), phi(x) = |x| x^p / |x^p|, x = relu(x)",
+    )
+    takes_prefix: ClassVar[bool] = False
+    sized: ClassVar[Mapping[str, Sized]] = {"positional_encoding": Sized(axis=1)}
+
     focusing_factor: float = 3.0
     kernel_size: int = 5
     use_dwc: bool = True
     use_positional_encoding: bool = True
-    dtype: jnp.dtype | None = None
-    conv_init: ConvInit = TORCH_CONV
 
     @nn.compact
-    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, grid: Grid, key_grid: Grid) -> jax.Array:
-        """q: (B, N, C) on `grid`, k and v: (B, M, C) on `key_grid`, both (height, width), row-major -> (B, N, C)."""
-        batch, tokens, channels = q.shape
-        if channels % self.num_heads:
-            raise ValueError(f"{channels=} is not divisible by num_heads={self.num_heads}")
-        for name, array, (height, width) in ("q", q, grid), ("k", k, key_grid):
-            if array.shape[1] != height * width:
-                raise ValueError(
-                    f"{name} has {array.shape[1]} tokens, its grid {height} x {width} has {height * width}; "
-                    "linear attention with a depthwise branch takes grid tokens only, no class token"
-                )
+    def __call__(self, x: jax.Array, site: Site, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         if self.use_positional_encoding:
-            encoding = self.param("positional_encoding", nn.initializers.zeros, (1, k.shape[1], channels))
-            k = k + encoding.astype(k.dtype)
-        scale = self.param("scale", nn.initializers.zeros, (1, 1, channels))
-        q, k = (focused_map(x, self.focusing_factor, scale) for x in (q, k))
+            k = k + self.param("positional_encoding", nn.initializers.zeros, (1, *k.shape[1:])).astype(k.dtype)
+        scale = self.param("scale", nn.initializers.zeros, (1, 1, q.shape[2]))
+        q, k = (focused_map(a, self.focusing_factor, scale) for a in (q, k))
+        out = linear_attention(*(heads(a, self.num_heads) for a in (q, k, v)), dtype=self.dtype).reshape(q.shape)
+        return out + self.local_branch(v, site) if self.use_dwc else out
 
-        heads = (batch, -1, self.num_heads, channels // self.num_heads)
-        out = linear_attention(*(x.reshape(heads) for x in (q, k, v)), dtype=self.dtype).reshape(q.shape)
-        if self.use_dwc:
-            if key_grid != grid:
-                v = stretch_tokens(v, tokens)
-            dwc = DepthwiseConv(heads[-1], self.kernel_size, self.dtype, self.conv_init, name="dwc")
-            out = out + dwc(v.reshape(batch, *grid, channels)).reshape(q.shape)
-        return out
+    def local_branch(self, v: jax.Array, site: Site) -> jax.Array:
+        """DWC(V) on the queries' grid, to which reduced values are stretched."""
+        if site.keys != site.grid:
+            v = stretch_tokens(v, site.grid[0] * site.grid[1])
+        dwc = DepthwiseConv(v.shape[2] // self.num_heads, self.kernel_size, self.dtype, self.conv_init, name="dwc")
+        return dwc(on_grid(v, site)).reshape(v.shape)
 
 
 def stretch_tokens(v: jax.Array, tokens: int) -> jax.Array:

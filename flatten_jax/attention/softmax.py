@@ -3,42 +3,48 @@
 from functools import partial
 from typing import ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-Grid = tuple[int, int]
+from flatten_jax.attention.contract import Attention, Origin, Site, heads
 
 
-class SoftmaxMixer(nn.Module):
-    """softmax(q k^T / sqrt(d) + bias) v per head; no parameters. Scores and softmax are in float32."""
+def softmax_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, scale: float | None = None
+) -> jax.Array:
+    """softmax(scale q k^T + bias) v per head; scores and softmax are in float32.
 
+    Args:
+        q: (B, N, h, d).
+        k, v: (B, M, h, d).
+        bias: (W, 1 or h, N, M) with W a divisor of B: example b takes bias[b % W], and no copy of it is made.
+        scale: default d^-1/2.
+
+    Returns:
+        (B, N, h, d).
+    """
+    if v.dtype == jnp.float16:  # whose gradient XLA's CPU compiler refuses, and in whose range scores need not lie
+        return softmax_attention(*(x.astype(jnp.float32) for x in (q, k, v)), bias, scale).astype(v.dtype)
+    if bias is None:
+        return jax.nn.dot_product_attention(q, k, v, scale=scale)
+    if len(bias) == 1:
+        return jax.nn.dot_product_attention(q, k, v, bias, scale=scale)
+    # A batch of batches, so that the bias is broadcast and never repeated in memory.
+    parts = (x.reshape(-1, bias.shape[0], *x.shape[1:]) for x in (q, k, v))
+    return jax.vmap(partial(jax.nn.dot_product_attention, bias=bias, scale=scale))(*parts).reshape(q.shape)
+
+
+class Softmax(Attention):
+    """softmax(q k^T / sqrt(d) + bias) v per head; no parameters."""
+
+    origin: ClassVar[Origin] = Origin(
+        paper="Vaswani et al., NeurIPS 2017",
+        arxiv="1706.03762",
+        code="the hosts' own",
+        licence="-",
+        formula="softmax(q k^T / sqrt(d)) v",
+    )
     takes_bias: ClassVar[bool] = True
 
-    num_heads: int
-    dtype: jnp.dtype | None = None
-
-    @nn.compact
-    def __call__(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, grid: Grid, key_grid: Grid, bias: jax.Array | None = None
-    ) -> jax.Array:
-        """Attention of all of N to all of M; the grids are not needed here.
-
-        Args:
-            q: (B, N, C).
-            k, v: (B, M, C).
-            bias: added to the scores, (W, 1 or h, N, M) with W a divisor of B: example b takes bias[b % W], so that the
-                windows of a picture can differ and its pictures share.
-
-        Returns:
-            (B, N, C).
-        """
-        split = (q.shape[0], -1, self.num_heads, q.shape[2] // self.num_heads)
-        q, k, v = (x.reshape(split) for x in (q, k, v))
-        if bias is None:
-            out = jax.nn.dot_product_attention(q, k, v)
-        else:
-            # A batch of batches, so that the bias is broadcast and never repeated in memory.
-            q, k, v = (x.reshape(-1, bias.shape[0], *x.shape[1:]) for x in (q, k, v))
-            out = jax.vmap(partial(jax.nn.dot_product_attention, bias=bias))(q, k, v)
-        return out.reshape(split[0], -1, split[2] * split[3])
+    def __call__(self, x: jax.Array, site: Site, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return softmax_attention(*(heads(a, self.num_heads) for a in (q, k, v)), site.bias).reshape(q.shape)

@@ -257,7 +257,7 @@ def _share(args: argparse.Namespace) -> None:
     hub.save_pretrained(
         args.folder, trained.model, trained.variables, **known, licence=args.licence, overwrite=args.overwrite
     )
-    print(f"written: {args.folder}, for `flatten-jax predict --from {args.folder}` and flatten_jax.trained.hub.from_pretrained")
+    print(f"written: {args.folder}, for `flatten-jax predict --from {args.folder}` and flatten_jax.from_pretrained")
     if args.push:
         print(f"pushed: {hub.push_to_hub(args.folder, args.push, revision=args.revision, private=args.private)}")
 
@@ -315,9 +315,9 @@ def _visualize(args: argparse.Namespace) -> None:
 
         figure = figures.focus(focusing_factors=(1, 2, 3, 4))
     else:
-        from flatten_jax.trained import predict
         from flatten_jax.analysis.visualize import CENTRE, visualize
         from flatten_jax.data.augment import decode, eval_transform
+        from flatten_jax.trained import predict
 
         trained = _load_or_random(args)
         transform = eval_transform(trained.model.image_size, trained.resize_ratio)

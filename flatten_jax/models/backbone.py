@@ -1,12 +1,17 @@
 """The surface that all backbones have: logits, features, maps of every level, and what to call them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flatten_jax.attention.contract import Site
+from flatten_jax.attention.table import attention_class, of_stage, takes_bias
+from flatten_jax.models.blocks import Block, drop_path_rates
+from flatten_jax.models.stack import rematerialised, run_blocks
 from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.norm import LayerNorm
 
@@ -25,8 +30,8 @@ class Backbone(nn.Module):
     Attributes:
         num_classes: width of the logits.
         image_size: (height, width). Position encodings and windows are made for it.
-        attn_type: letters of `attention.MIXERS`.
-        attn_options: further attributes of the mixers, such as {"focusing_factor": 3}.
+        attn_type: name of the attention (`flatten_jax.list_attentions()`), or a pattern of names (`attention.pattern`).
+        attn_options: attributes of the attentions, such as {"focusing_factor": 3}; a tuple has an entry for each stage.
         drop_path: stochastic-depth rate of the last block; it grows linearly from 0.
         dtype: of the computation (None: float32). Parameters are float32, logits too.
         remat: compute blocks again in the backward pass instead of keeping their intermediates.
@@ -43,7 +48,7 @@ class Backbone(nn.Module):
 
     num_classes: int = 1000
     image_size: tuple[int, int] = (224, 224)
-    attn_type: str = "L"
+    attn_type: str = "focused"
     attn_options: Mapping[str, Any] = nn.FrozenDict()
     drop_path: float = 0.0
     dtype: jnp.dtype | None = None
@@ -60,8 +65,8 @@ class Backbone(nn.Module):
         """{"num_chs", "reduction", "module"} of each level."""
         raise NotImplementedError
 
-    def block_letters(self) -> list[str]:
-        """The letters of the blocks of each stage."""
+    def attentions(self) -> list[tuple[str, ...]]:
+        """The names of the attentions of each stage's blocks."""
         raise NotImplementedError
 
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
@@ -78,15 +83,69 @@ class Backbone(nn.Module):
         """A level as (B, height, width, C)."""
         return x
 
+    # Options that only blocks with scores (True), or only those without (False), look at.
+    only_with: ClassVar[Mapping[str, bool]] = {}
+
     def idle_options(self) -> set[str]:
         """Attributes that have no effect with the others as they are."""
-        of_features = set() if self.features_only else {"out_indices", "feature_norm"}
-        return of_features | (set() if self.remat else {"remat_policy"})
+        present = {takes_bias(name) for names in self.attentions() for name in names}
+        idle = {option for option, scores in self.only_with.items() if scores not in present}
+        idle |= set() if self.features_only else {"out_indices", "feature_norm"}
+        return idle | (set() if self.remat else {"remat_policy"})
 
     def default_indices(self) -> tuple[int, ...]:
         return tuple(range(len(self.level_info())))
 
     # What follows from it.
+
+    @nn.nowrap  # the blocks belong to whichever module calls: Swin's layers
+    def stage(
+        self,
+        x: jax.Array,
+        site: Site,
+        i: int,
+        host: Callable[[int, str, dict[str, Any]], partial[nn.Module]],
+        name: str,
+        *,
+        block: type[nn.Module] = Block,
+        count: int | None = None,
+        scan: bool | None = None,
+        **settings: Any,
+    ) -> list[jax.Array]:
+        """The blocks of stage i, one after the other: what each gives; with `scan` only what the last one gives.
+
+        Args:
+            x: (B, N, C) tokens at `site`, or a map (B, height, width, C), then the results are maps too.
+            host: host(j, attention, options) -> a partial that makes the host of block j's attention; blocks with equal
+                ones are alike.
+            name: of the blocks, "stage1_" say, to which their number is added.
+            block: makes a block of attention=, epsilon=, dtype=, name= and `settings`.
+            count: the first so many blocks only.
+            scan: default: the model's.
+        """
+        if x.ndim == 4:
+            tokens = x.reshape(x.shape[0], -1, x.shape[3])
+            site = site.replace(grid=x.shape[1:3])
+            outputs = self.stage(tokens, site, i, host, name, block=block, count=count, scan=scan, **settings)
+            return [y.reshape(*x.shape[:3], y.shape[2]) for y in outputs]
+        attentions = self.attentions()
+        rates = drop_path_rates(self.drop_path, [len(names) for names in attentions])[i][:count]
+        names, make = attentions[i][:count], rematerialised(block, self.remat_policy) if self.remat else block
+        hosts = [host(j, attention, self.options_of(i, j)) for j, attention in enumerate(names)]
+        settings.update(epsilon=self.epsilon, dtype=self.dtype)
+        blocks = [make(attention=of_block, name=f"{name}{j}", **settings) for j, of_block in enumerate(hosts)]
+        kinds = [(of_block.func, of_block.args, of_block.keywords) for of_block in hosts]
+        carry = any(attention_class(attention).takes_before for attention in names)
+        return run_blocks(blocks, kinds, rates, x, site, scan=self.scan if scan is None else scan, carry=carry)
+
+    def options_of(self, i: int, j: int) -> dict[str, Any]:
+        """The options of the attention of block j of stage i."""
+        return of_stage(self.attn_options, i)
+
+    @property
+    def attn_entries(self) -> int:
+        """How many entries an attention's option has that is a tuple."""
+        return len(self.attentions())
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the backbones share: patch embedding, MLP, LayerNorm, the transformer block, and patterns over their depth."""
+"""What the backbones share: patch embedding, MLP, the transformer block, and rates over their depth."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -7,14 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flatten_jax.attention.contract import Grid, Site
 from flatten_jax.ops.convolution import Conv
+from flatten_jax.ops.cpu import gradient_apart
+from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.gelu import gelu
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
-from flatten_jax.ops.dense import Dense
-from flatten_jax.ops.cpu import gradient_apart
 from flatten_jax.ops.norm import LayerNorm
-
-Grid = tuple[int, int]
 
 
 def patch_grid(image_size: tuple[int, int], patch_size: int) -> Grid:
@@ -67,7 +66,7 @@ class Mlp(nn.Module):
 
     Attributes:
         hidden_dim: width between the layers.
-        local: makes a module that is called with (hidden (B, N, hidden_dim), grid) before the GELU, or None.
+        local: makes a module that is called with (hidden (B, N, hidden_dim), site) before the GELU, or None.
     """
 
     hidden_dim: int
@@ -75,12 +74,12 @@ class Mlp(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, grid: Grid) -> jax.Array:
-        """x: (B, N, C), tokens row-major on `grid` -> (B, N, C)."""
+    def __call__(self, x: jax.Array, site: Site) -> jax.Array:
+        """(B, N, C) -> (B, N, C)."""
         dense = partial(Dense, dtype=self.dtype)
         hidden = dense(self.hidden_dim, name="fc1")(x)
         if self.local is not None:
-            hidden = self.local(dtype=self.dtype, name="dwconv")(hidden, grid)
+            hidden = self.local(dtype=self.dtype, name="dwconv")(hidden, site)
         return dense(x.shape[-1], name="fc2")(gelu(hidden))
 
 
@@ -88,10 +87,10 @@ class Block(nn.Module):
     """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x)), each with drop-path.
 
     Attributes:
-        attention: makes the attention module, which is called with (x, grid).
+        attention: makes the attention's host, which is called with (x, site).
         mlp_ratio: hidden width of the MLP over C.
         epsilon: of the two LayerNorms.
-        own_scope: whether the attention's parameters are under `attn`; else they are the block's own (CSwin).
+        own_scope: whether the attention's parameters are under `attn`; else they, and `norm1`, are the block's (CSwin).
         mlp_local: `local` of the MLP (PVTv2).
     """
 
@@ -103,21 +102,22 @@ class Block(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, grid: Grid, train: bool, rate: float | jax.Array = 0.0) -> jax.Array:
-        """x: (B, N, C), tokens row-major on `grid` = (height, width) -> (B, N, C); rate: of `drop_path`."""
+    def __call__(self, x: jax.Array, site: Site, rate: float | jax.Array = 0.0) -> tuple[jax.Array, jax.Array]:
+        """x: (B, N, C), rate: of `drop_path` -> (x, what its attention gave), both (B, N, C)."""
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
 
         def dropped(x: jax.Array) -> jax.Array:
-            drops = train and not (isinstance(rate, float) and rate == 0)
+            drops = site.train and not (isinstance(rate, float) and rate == 0)
             return drop_path(x, rate, self.make_rng("dropout")) if drops else x
 
         attention = self.attention(name="attn")
         if not self.own_scope:
             nn.share_scope(self, attention)
         x = gradient_apart(x)
-        x = x + dropped(attention(norm(name="norm1")(x), grid))
+        attended = attention(norm(name="norm1")(x) if self.own_scope else x, site)
+        x = x + dropped(attended)
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.mlp_local, dtype=self.dtype, name="mlp")
-        return x + dropped(mlp(norm(name="norm2")(x), grid))
+        return x + dropped(mlp(norm(name="norm2")(x), site)), attended
 
 
 def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
@@ -131,22 +131,3 @@ def drop_path_rates(drop_path: float, depths: Sequence[int]) -> list[list[float]
     """Rates of the blocks of each stage, growing linearly over all of them from 0 to `drop_path`."""
     rates = [drop_path * i / max(1, sum(depths) - 1) for i in range(sum(depths))]
     return [rates[sum(depths[:i]) : sum(depths[: i + 1])] for i in range(len(depths))]
-
-
-def stage_letters(attn_type: str, depths: Sequence[int]) -> list[str]:
-    """The letter of every block, stage by stage: "LLSS" with depths 2, 2, 6, 2 -> ["LL", "LL", "SSSSSS", "SS"].
-
-    A stage marked M has linear blocks first and softmax blocks after them, as many linear ones as the number at the
-    end says: "LLMS4" -> ["LL", "LL", "LLLLSS", "SS"].
-    """
-    letters, count = attn_type[: len(depths)], attn_type[len(depths) :]
-    if len(letters) < len(depths) or ("M" in letters) != count.isdecimal() or (count and not count.isdecimal()):
-        raise ValueError(
-            f"{attn_type=} needs {len(depths)} letters, one for each stage, and only after an M among them "
-            'the number of its linear blocks, as in "LLMS4"'
-        )
-    linear = int(count or 0)
-    return [
-        letter * depth if letter != "M" else ("L" * linear)[:depth] + "S" * (depth - linear)
-        for letter, depth in zip(letters, depths, strict=True)
-    ]

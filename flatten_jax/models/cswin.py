@@ -5,11 +5,12 @@ from typing import Any, ClassVar
 
 import jax
 
-from flatten_jax.attention import StripeAttention, takes_bias
-from flatten_jax.ops.convolution import Conv
+from flatten_jax.attention import Site, pattern, takes_bias
+from flatten_jax.hosts import StripeAttention
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import PatchEmbed, drop_path_rates, stage_letters
-from flatten_jax.models.stack import block_class, on_grid, run_blocks
+from flatten_jax.models.blocks import PatchEmbed
+from flatten_jax.models.published import WEIGHTS, Published
+from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.norm import LayerNorm
 
 
@@ -20,7 +21,7 @@ class CSwin(Backbone):
     The last stage always attends to its whole grid, in one branch.
 
     Attributes: those of `Backbone`, and
-        attn_type: one letter per stage, or with an M and a number: see `stage_letters`.
+        attn_type: an attention for each stage, see `attention.pattern`.
         embed_dim, depths, num_heads, mlp_ratio: the architecture; the width doubles from stage to stage.
         split_size: width of the stripes of softmax blocks, one entry per stage; 0: a 32nd of the shorter side of the
             image and at least 7, which is 7 at 224 px and 12 at 384 px as in the release.
@@ -31,7 +32,7 @@ class CSwin(Backbone):
     no_weight_decay: ClassVar[tuple[str, ...]] = ("pos_embed", "cls_token")
     epsilon: ClassVar[float] = 1e-5
 
-    attn_type: str = "LLSS"
+    attn_type: str = "focused,focused,softmax,softmax"
     embed_dim: int = 64
     depths: tuple[int, ...] = (2, 4, 18, 1)
     num_heads: tuple[int, ...] = (2, 4, 8, 16)
@@ -45,21 +46,19 @@ class CSwin(Backbone):
             for i in range(len(self.depths))
         ]
 
-    def block_letters(self) -> list[str]:
-        return stage_letters(self.attn_type, self.depths)
+    def attentions(self) -> list[tuple[str, ...]]:
+        return pattern(self.attn_type, self.depths)
 
     def idle_options(self) -> set[str]:
         # The last stage has neither stripes nor windows.
-        biased = {takes_bias(letter) for letter in set("".join(self.block_letters()[:-1]))}
-        return (
-            super().idle_options()
-            | ({"la_split_size"} if False not in biased else set())
-            | ({"split_size"} if True not in biased else set())
-        )
+        return super().idle_options() | {
+            option
+            for option, scores in (("split_size", True), ("la_split_size", False))
+            if scores not in {takes_bias(name) for names in self.attentions()[:-1] for name in names}
+        }
 
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
         x, levels = images, []
-        letters, rates = self.block_letters(), drop_path_rates(self.drop_path, self.depths)
         la_split_size, split_size = self._linear_windows(), self._stripes()
         for i in range(count):
             if i == 0:
@@ -68,22 +67,22 @@ class CSwin(Backbone):
             else:
                 merge = partial(PatchEmbed, patch_size=3, stride=2, padding=1, conv_name="conv", dtype=self.dtype)
                 x = merge(self.embed_dim * 2**i, name=f"merge{i}")(x)
-            blocks = []
-            for j, letter in enumerate(letters[i]):
-                striped = takes_bias(letter) and i < len(self.depths) - 1
-                attention = partial(
+
+            def host(j: int, attention: str, options: dict[str, Any], i: int = i) -> Any:
+                striped = takes_bias(attention) and i < len(self.depths) - 1
+                return partial(
                     StripeAttention,
                     self.num_heads[i],
                     split_size=split_size[i] if striped else la_split_size[i],
                     branches=2 if striped else 1,
-                    attn_type=letter,
-                    options=self.attn_options,
+                    epsilon=self.epsilon,
+                    attn_type=attention,
+                    options=options,
                     dtype=self.dtype,
                 )
-                make = partial(block_class(self.remat, self.remat_policy), own_scope=False, dtype=self.dtype)
-                blocks.append(make(attention, self.mlp_ratio, self.epsilon, name=f"stage{i + 1}_{j}"))
-            run = partial(run_blocks, blocks, letters[i], rates[i], train=train, scan=self.scan)
-            x = on_grid(run, x)
+
+            site = Site(x.shape[1:3], train=train)
+            x = self.stage(x, site, i, host, f"stage{i + 1}_", mlp_ratio=self.mlp_ratio, own_scope=False)[-1]
             levels.append(x)
         return levels
 
@@ -100,3 +99,39 @@ class CSwin(Backbone):
                 "joined by '-', as in '56-28-14-7'"
             )
         return [*(int(size) for size in sizes[:-1]), 0]
+
+
+# The release's depths, also for softmax: they are not those of the original CSwin.
+_BASE = dict(embed_dim=96, depths=(3, 6, 29, 2), num_heads=(4, 8, 16, 32))
+_SIZES = {
+    "t": dict(embed_dim=64, depths=(2, 4, 18, 1), num_heads=(2, 4, 8, 16)),
+    "s": dict(embed_dim=64, depths=(2, 4, 32, 2), num_heads=(2, 4, 8, 16)),
+    "b": _BASE,
+    "b_384": dict(_BASE, image_size=(384, 384)),
+}
+FAMILY = CSwin
+MODELS = {
+    **{f"flatten_cswin_{size}": dict(own, attn_type="focused,focused,softmax,softmax") for size, own in _SIZES.items()},
+    **{f"cswin_{size}": dict(own, attn_type="softmax") for size, own in _SIZES.items()},
+}
+# The release's names: of its functions (models/build.py), and in its configs (MODEL.NAME).
+ALIASES = {
+    "FLatten_CSWin_64_24181_tiny_224": "flatten_cswin_t",
+    "FLatten_CSWin_64_24322_small_224": "flatten_cswin_s",
+    "FLatten_CSWin_96_36292_base_224": "flatten_cswin_b",
+    "FLatten_CSWin_96_36292_base_384": "flatten_cswin_b_384",
+    "FLatten_CSWin_tiny": "flatten_cswin_t",
+    "FLatten_CSWin_small": "flatten_cswin_s",
+    "FLatten_CSWin_base": "flatten_cswin_b",
+    "FLatten_CSWin_base_384": "flatten_cswin_b_384",
+}
+_NOTE = "measured with the original CSwin's depths"
+PUBLISHED = {
+    "flatten_cswin_t": Published(83.1, 83.130, WEIGHTS.format("48ba765ba8b0451d9d5a")),
+    "flatten_cswin_s": Published(83.8),
+    "flatten_cswin_b": Published(84.5),
+    "flatten_cswin_b_384": Published(85.5),
+    "cswin_t": Published(82.7, note=_NOTE),
+    "cswin_s": Published(83.6, note=_NOTE),
+    "cswin_b": Published(84.2, note=_NOTE),
+}

@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.attention import QKVAttention
-from flatten_jax.ops.initializers import position_embedding
+from flatten_jax.attention import Site, of_stage, pattern
+from flatten_jax.hosts import QKVAttention
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import PatchEmbed, drop_path_rates, patch_grid
-from flatten_jax.models.stack import block_class, run_blocks
+from flatten_jax.models.blocks import PatchEmbed, patch_grid
+from flatten_jax.models.published import Published
+from flatten_jax.ops.initializers import position_embedding
 
 
 class DeiT(Backbone):
@@ -18,9 +19,9 @@ class DeiT(Backbone):
 
     Attributes: those of `Backbone`, and
         image_size: (height, width), each a multiple of `patch_size`.
-        attn_type: one letter for all blocks, or one for each.
+        attn_type: one attention for all blocks, or one for each; options that are tuples have an entry for each block.
         patch_size, embed_dim, depth, num_heads, mlp_ratio: the architecture.
-        class_token: classify by a learned token; otherwise by the mean of the tokens. Softmax attention only.
+        class_token: classify by a learned token, which not every attention takes; otherwise by the mean of the tokens.
         out_indices: blocks, all of stride `patch_size`; by default the last of each quarter.
     """
 
@@ -42,10 +43,12 @@ class DeiT(Backbone):
     def default_indices(self) -> tuple[int, ...]:
         return tuple(sorted({-(-quarter * self.depth // 4) - 1 for quarter in (1, 2, 3, 4)}))
 
-    def block_letters(self) -> list[str]:
-        if len(self.attn_type) not in (1, self.depth):
+    def attentions(self) -> list[tuple[str, ...]]:
+        if self.attn_type.isupper() and len(self.attn_type) not in (1, self.depth):
             raise ValueError(f"attn_type={self.attn_type!r} needs one letter, or one for each of {self.depth} blocks")
-        return [self.attn_type * self.depth if len(self.attn_type) == 1 else self.attn_type]
+        each = "," in self.attn_type or (self.attn_type.isupper() and len(self.attn_type) > 1)
+        stages = pattern(self.attn_type, [1] * self.depth if each else [self.depth])
+        return [tuple(name for stage in stages for name in stage)]
 
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
         grid = patch_grid(self.image_size, self.patch_size)
@@ -56,16 +59,21 @@ class DeiT(Backbone):
             x = jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.embed_dim)), x], axis=1)
         x = x + self.param("pos_embed", position_embedding, (1, x.shape[1], self.embed_dim)).astype(x.dtype)
 
-        letters, rates = self.block_letters()[0][:count], drop_path_rates(self.drop_path, [self.depth])[0][:count]
-        blocks = []
-        for i, letter in enumerate(letters):
-            attention = partial(
-                QKVAttention, self.num_heads, attn_type=letter, options=self.attn_options, dtype=self.dtype
-            )
-            make = block_class(self.remat, self.remat_policy)
-            blocks.append(make(attention, self.mlp_ratio, self.epsilon, dtype=self.dtype, name=f"blocks_{i}"))
+        site = Site(grid, prefix=int(self.class_token), train=train)
+
+        def host(j: int, attention: str, options: dict[str, Any]) -> Any:
+            return partial(QKVAttention, self.num_heads, attn_type=attention, options=options, dtype=self.dtype)
+
         # Maps of blocks in between are not to be had from a loop.
-        return run_blocks(blocks, letters, rates, x, grid, train, scan=self.scan and not self.features_only)
+        scan = self.scan and not self.features_only
+        return self.stage(x, site, 0, host, "blocks_", count=count, scan=scan, mlp_ratio=self.mlp_ratio)
+
+    def options_of(self, i: int, j: int) -> dict[str, Any]:
+        return of_stage(self.attn_options, j)
+
+    @property
+    def attn_entries(self) -> int:
+        return self.depth
 
     def pool(self, x: jax.Array) -> jax.Array:
         return x[:, 0] if self.class_token else x.mean(axis=1)
@@ -73,3 +81,20 @@ class DeiT(Backbone):
     def as_map(self, x: jax.Array) -> jax.Array:
         x = x[:, 1:] if self.class_token else x
         return x.reshape(x.shape[0], *patch_grid(self.image_size, self.patch_size), -1)
+
+
+_SIZES = {
+    "t": dict(embed_dim=192, num_heads=3),
+    "s": dict(embed_dim=384, num_heads=6),
+    "b": dict(embed_dim=768, num_heads=12),
+}
+FAMILY = DeiT
+MODELS = {
+    **{f"flatten_deit_{size}": dict(own, attn_type="focused") for size, own in _SIZES.items()},
+    **{f"deit_{size}": dict(own, attn_type="softmax", class_token=True) for size, own in _SIZES.items()},
+}
+ALIASES: dict[str, str] = {}
+PUBLISHED = {
+    "flatten_deit_t": Published(74.1),
+    "deit_t": Published(72.2),
+}

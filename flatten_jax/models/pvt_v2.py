@@ -6,10 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.attention import DepthwiseConv
-from flatten_jax.ops.initializers import FAN_OUT_CONV
-from flatten_jax.models.blocks import Grid, PatchEmbed
+from flatten_jax.attention import Site
+from flatten_jax.models.blocks import PatchEmbed
+from flatten_jax.models.published import WEIGHTS, Published
 from flatten_jax.models.pvt import PVT
+from flatten_jax.ops.depthwise import DepthwiseConv
+from flatten_jax.ops.initializers import FAN_OUT_CONV
 from flatten_jax.ops.norm import LayerNorm
 
 
@@ -38,7 +40,7 @@ class PVTv2(PVT):
                 dtype=self.dtype,
                 name=f"patch_embed{i + 1}",
             )(x)
-            x = self.stage(x, i, train, FAN_OUT_CONV, _DWConv)
+            x = self.blocks(x, i, train, FAN_OUT_CONV, mlp_local=_DWConv)
             x = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=f"norm{i + 1}")(x)
             levels.append(x)
         return levels
@@ -53,7 +55,32 @@ class _DWConv(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, grid: Grid) -> jax.Array:
-        """x: (B, N, C), tokens row-major on `grid` -> (B, N, C)."""
+    def __call__(self, x: jax.Array, site: Site) -> jax.Array:
+        """(B, N, C) at `site` -> (B, N, C)."""
         convolution = DepthwiseConv(x.shape[2], 3, self.dtype, FAN_OUT_CONV, name="dwconv")
-        return convolution(x.reshape(x.shape[0], *grid, x.shape[2])).reshape(x.shape)
+        return convolution(x.reshape(x.shape[0], *site.grid, x.shape[2])).reshape(x.shape)
+
+
+_SIZES = {
+    "b0": dict(depths=(2, 2, 2, 2), embed_dims=(32, 64, 160, 256)),
+    "b1": dict(depths=(2, 2, 2, 2)),
+    "b2": dict(depths=(3, 4, 6, 3)),
+    "b3": dict(depths=(3, 4, 18, 3)),
+    "b4": dict(depths=(3, 8, 27, 3)),
+    "b5": dict(depths=(3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
+}
+FAMILY = PVTv2
+MODELS = {
+    **{f"flatten_pvt_v2_{size}": dict(own, attn_type="focused") for size, own in _SIZES.items()},
+    **{f"pvt_v2_{size}": dict(own, attn_type="softmax") for size, own in _SIZES.items()},
+}
+ALIASES: dict[str, str] = {}
+PUBLISHED = {
+    "flatten_pvt_v2_b0": Published(71.1, 71.098, WEIGHTS.format("5d1f01532b104da28e7b")),
+    "flatten_pvt_v2_b1": Published(79.5),
+    "flatten_pvt_v2_b2": Published(82.5),
+    "flatten_pvt_v2_b3": Published(83.7),
+    "flatten_pvt_v2_b4": Published(84.0),
+    "pvt_v2_b1": Published(78.7),
+    "pvt_v2_b2": Published(82.0),
+}

@@ -1,13 +1,14 @@
 """The blocks of a stage, one after the other: written out, or as a loop, compiled once for blocks that are alike."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flatten_jax.attention.contract import Site
 from flatten_jax.ops.dense import PRODUCT
-from flatten_jax.models.blocks import Block, Grid
 
 # What a block keeps for its backward pass besides its input, if the rest is computed again.
 REMAT_POLICIES = {
@@ -16,33 +17,34 @@ REMAT_POLICIES = {
 }
 
 
-def block_class(remat: bool, policy: str) -> type[Block]:
-    """Block, or with `remat` Block that keeps what a key of REMAT_POLICIES says, and computes the rest again."""
+def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
+    """`block` for which the backward pass keeps what a key of REMAT_POLICIES says, and computes the rest again."""
     if policy not in REMAT_POLICIES:
         raise ValueError(f"remat_policy={policy!r} must be one of {', '.join(REMAT_POLICIES)}")
-    return nn.remat(Block, static_argnums=(2, 3), policy=REMAT_POLICIES[policy]) if remat else Block
+    return nn.remat(block, policy=REMAT_POLICIES[policy])
 
 
 def run_blocks(
-    blocks: Sequence[Block],
-    kinds: Sequence[Hashable],
+    blocks: Sequence[nn.Module],
+    kinds: Sequence[Any],
     rates: Sequence[float],
     x: jax.Array,
-    grid: Grid,
-    train: bool,
+    site: Site,
     *,
-    scan: bool,
+    scan: bool = False,
+    carry: bool = False,
 ) -> list[jax.Array]:
-    """Apply blocks in turn.
+    """Apply blocks in turn. A block is `block(x, site, rate) -> (x, what its attention gave)`.
 
-    With `scan` the parameters of blocks that are alike are stacked and looped over, so that XLA compiles them once: it
-    takes a fraction of the time for a deep stage, and computes the same. Parameters keep their names either way.
+    With `scan` the variables of blocks that are alike are stacked and looped over, so that XLA compiles them once: it
+    takes a fraction of the time for a deep stage, and computes the same. Variables keep their names either way.
 
     Args:
         blocks: bound modules, in order.
-        kinds: of each block; equal kinds compute the same of parameters of the same shapes.
+        kinds: of each block; equal kinds compute the same of variables of the same shapes.
         rates: of drop-path.
-        x: (B, N, C), tokens row-major on `grid` = (height, width).
+        x: (B, N, C) at `site`.
+        carry: each block's site tells what the attention of the block before gave.
 
     Returns:
         What each block gives, (B, N, C); with `scan` only what the last one gives.
@@ -50,10 +52,11 @@ def run_blocks(
     if not scan or blocks[0].is_initializing():
         outputs = []
         for block, rate in zip(blocks, rates, strict=True):
-            outputs.append(x := block(x, grid, train, rate))
+            x, site = _step(block, x, site, rate, carry)
+            outputs.append(x)
         return outputs
 
-    drops = train and any(rates)
+    drops = site.train and any(rates)
     start = 0
     for period, repeats in repetitions(kinds):
         group = range(start, start + period * repeats)
@@ -61,33 +64,56 @@ def run_blocks(
         keys = jax.random.split(blocks[0].make_rng("dropout"), len(group)) if drops else None
         if repeats == 1:
             for i in group:
-                x = blocks[i](x, grid, train, rates[i])
+                x, site = _step(blocks[i], x, site, rates[i], carry)
             continue
-        unit = [blocks[i].clone(parent=None, name=None) for i in group[:period]]
-        # Leaves (repeats, ...), one tree for each block of the unit.
-        stacked = [
-            jax.tree.map(lambda *leaves: jnp.stack(leaves), *(blocks[i].variables["params"] for i in group[j::period]))
-            for j in range(period)
-        ]
         noise = None
         if drops:
             noise = jnp.asarray([rates[i] for i in group]).reshape(repeats, period), keys.reshape(repeats, period)
-        x = _loop(unit, stacked, noise, x, grid, train)
+        x, site = _loop([blocks[group.start + j : group.stop : period] for j in range(period)], noise, x, site, carry)
     return [x]
 
 
-def _loop(unit: Sequence[nn.Module], stacked: Sequence, noise: tuple | None, x: jax.Array, grid: Grid, train: bool):
-    def turn(x: jax.Array, inputs: tuple) -> tuple[jax.Array, None]:
-        params, noise = inputs
+def _step(block: Callable, x: jax.Array, site: Site, rate: float | jax.Array, carry: bool) -> tuple[jax.Array, Site]:
+    x, attended = block(x, site, rate)
+    return x, site.replace(before=attended) if carry else site
+
+
+def _loop(
+    alike: Sequence[Sequence[nn.Module]], noise: tuple | None, x: jax.Array, site: Site, carry: bool
+) -> tuple[jax.Array, Site]:
+    """Blocks of a repeated unit, those that are alike together; new running statistics are put back into each."""
+    unit = [blocks[0].clone(parent=None, name=None) for blocks in alike]
+    mutable = [name for name in alike[0][0].variables if alike[0][0].is_mutable_collection(name) and name != "params"]
+    # Leaves (repeats, ...), one tree for each block of the unit.
+    stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *(b.variables for b in blocks)) for blocks in alike]
+    if carry and site.before is None:
+        site = site.replace(before=jnp.zeros_like(x))
+
+    def turn(carried: tuple, inputs: tuple) -> tuple[tuple, list]:
+        (x, site), (variables, noise), changed = carried, inputs, []
         for j, block in enumerate(unit):
             rate, rngs = (0.0, None) if noise is None else (noise[0][j], {"dropout": noise[1][j]})
-            x = block.apply({"params": params[j]}, x, grid, train, rate, rngs=rngs)
-        return x, None
 
-    return jax.lax.scan(turn, x, (stacked, noise))[0]
+            def apply(*args: jax.Array, j: int = j, block: nn.Module = block, rngs: dict | None = rngs) -> tuple:
+                if not mutable:
+                    return block.apply(variables[j], *args, rngs=rngs)
+                given, new = block.apply(variables[j], *args, rngs=rngs, mutable=mutable)
+                changed.append(new)
+                return given
+
+            x, site = _step(apply, x, site, rate, carry)
+        return (x, site), changed
+
+    (x, site), changed = jax.lax.scan(turn, (x, site), (stacked, noise))
+    for blocks, new in zip(alike, changed, strict=False):
+        for i, block in enumerate(blocks):
+            for collection, tree in jax.tree.map(lambda leaf, i=i: leaf[i], new).items():
+                for name, value in tree.items():
+                    block.put_variable(collection, name, value)
+    return x, site
 
 
-def repetitions(kinds: Sequence[Hashable]) -> Iterator[tuple[int, int]]:
+def repetitions(kinds: Sequence[Any]) -> Iterator[tuple[int, int]]:
     """(period, repeats) of the runs that a sequence is made of: "ababc" -> (2, 2), (1, 1)."""
     start = 0
     while start < len(kinds):
@@ -101,9 +127,3 @@ def repetitions(kinds: Sequence[Hashable]) -> Iterator[tuple[int, int]]:
         period, repeats = best if best[1] > 1 else (1, 1)
         yield period, repeats
         start += period * repeats
-
-
-def on_grid(run: Callable[..., list[jax.Array]], x: jax.Array) -> jax.Array:
-    """The last output of blocks, which work on tokens, applied to a map (B, height, width, C)."""
-    batch, height, width, channels = x.shape
-    return run(x=x.reshape(batch, height * width, channels), grid=(height, width))[-1].reshape(x.shape)

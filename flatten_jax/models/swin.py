@@ -1,6 +1,6 @@
 """Swin as in the FLatten release: linear stages with large windows, softmax stages with small ones."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -8,12 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.attention import WindowAttention, takes_bias
+from flatten_jax.attention import Site, pattern, takes_bias
+from flatten_jax.hosts import WindowAttention
 from flatten_jax.hosts.grids import pad_to_windows
-from flatten_jax.ops.dense import Dense
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import PatchEmbed, drop_path_rates, stage_letters
-from flatten_jax.models.stack import block_class, on_grid, run_blocks
+from flatten_jax.models.blocks import PatchEmbed
+from flatten_jax.models.published import WEIGHTS, Published
+from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.norm import LayerNorm
 
 
@@ -24,7 +25,7 @@ class Swin(Backbone):
     detection code.
 
     Attributes: those of `Backbone`, and
-        attn_type: one letter per stage, or with an M and a number: see `stage_letters`.
+        attn_type: an attention for each stage, see `attention.pattern`.
         embed_dim, depths, num_heads, mlp_ratio: the architecture; the width doubles from stage to stage.
         window_size: of linear blocks, clipped to the grid of the stage on each axis; 0: the whole grid, which is what
             the release's 56 at 224 px and 96 at 384 px come to.
@@ -36,7 +37,9 @@ class Swin(Backbone):
     no_weight_decay: ClassVar[tuple[str, ...]] = ("relative_position_bias_table",)
     epsilon: ClassVar[float] = 1e-5
 
-    attn_type: str = "LLSS"
+    only_with: ClassVar[Mapping[str, bool]] = {"softmax_window_size": True}
+
+    attn_type: str = "focused,focused,softmax,softmax"
     embed_dim: int = 96
     depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
@@ -50,34 +53,33 @@ class Swin(Backbone):
             for i in range(len(self.depths))
         ]
 
-    def block_letters(self) -> list[str]:
-        return stage_letters(self.attn_type, self.depths)
-
-    def idle_options(self) -> set[str]:
-        softmax = any(takes_bias(letter) for letter in set("".join(self.block_letters())))
-        return super().idle_options() | (set() if softmax else {"softmax_window_size"})
+    def attentions(self) -> list[tuple[str, ...]]:
+        return pattern(self.attn_type, self.depths)
 
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
         embed = PatchEmbed(self.embed_dim, 4, dtype=self.dtype, name="patch_embed")
         x, levels = embed(pad_to_windows(images, (4, 4))), []
-        letters, rates = self.block_letters(), drop_path_rates(self.drop_path, self.depths)
+        windows = self._windows()
         for i in range(count):
-            stage = _Stage(
-                self.num_heads[i],
-                letters[i],
-                tuple(rates[i]),
-                self._windows(),
-                self.mlp_ratio,
-                self.epsilon,
-                i < count - 1,
-                self.attn_options,
-                self.remat,
-                self.remat_policy,
-                self.scan,
-                self.dtype,
-                name=f"layers_{i}",
-            )
-            level, x = stage(x, train)
+
+            def host(j: int, attention: str, options: dict[str, Any], i: int = i) -> Any:
+                return partial(
+                    WindowAttention,
+                    self.num_heads[i],
+                    window_size=windows[takes_bias(attention)],
+                    shifted=j % 2 == 1,
+                    attn_type=attention,
+                    options=options,
+                    dtype=self.dtype,
+                )
+
+            def layer(x: jax.Array, i: int = i, host: Any = host) -> tuple[jax.Array, jax.Array]:
+                site = Site(x.shape[1:3], train=train)
+                level = self.stage(x, site, i, host, "blocks_", mlp_ratio=self.mlp_ratio)[-1]
+                merge = _PatchMerging(self.epsilon, self.dtype, name="downsample") if i < count - 1 else lambda x: x
+                return level, merge(level)
+
+            level, x = _Layer(layer, name=f"layers_{i}")(x)
             levels.append(level)
         return levels
 
@@ -93,41 +95,14 @@ class Swin(Backbone):
         return self.window_size or max(self.image_size), self.softmax_window_size or softmax
 
 
-class _Stage(nn.Module):
-    """Blocks, every second one shifted, and, where another stage follows, `downsample`, which merges 2 x 2 patches."""
+class _Layer(nn.Module):
+    """A level in the names of parameters, around what `make` makes."""
 
-    num_heads: int
-    letters: str
-    drop_path: tuple[float, ...]
-    windows: tuple[int, int]
-    mlp_ratio: float
-    epsilon: float
-    downsample: bool
-    options: Mapping[str, Any]
-    remat: bool
-    remat_policy: str
-    scan: bool
-    dtype: jnp.dtype | None
+    make: Callable[..., Any]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """x: (B, height, width, C) -> (what the blocks make of it, that merged or again itself)."""
-        blocks = []
-        for j, letter in enumerate(self.letters):
-            attention = partial(
-                WindowAttention,
-                self.num_heads,
-                window_size=self.windows[takes_bias(letter)],
-                shifted=j % 2 == 1,
-                attn_type=letter,
-                options=self.options,
-                dtype=self.dtype,
-            )
-            make = block_class(self.remat, self.remat_policy)
-            blocks.append(make(attention, self.mlp_ratio, self.epsilon, dtype=self.dtype, name=f"blocks_{j}"))
-        kinds = [(letter, j % 2) for j, letter in enumerate(self.letters)]
-        x = on_grid(partial(run_blocks, blocks, kinds, self.drop_path, train=train, scan=self.scan), x)
-        return x, _PatchMerging(self.epsilon, self.dtype, name="downsample")(x) if self.downsample else x
+    def __call__(self, x: jax.Array) -> Any:
+        return self.make(x)
 
 
 class _PatchMerging(nn.Module):
@@ -145,3 +120,33 @@ class _PatchMerging(nn.Module):
         x = x.reshape(batch, height // 2, width // 2, 4 * channels)
         x = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
         return Dense(2 * channels, use_bias=False, dtype=self.dtype, name="reduction")(x)
+
+
+_BASE = dict(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32))
+_SIZES = {
+    "t": dict(embed_dim=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
+    "s": dict(embed_dim=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
+    "b": _BASE,
+    "b_384": dict(_BASE, image_size=(384, 384)),
+}
+FAMILY = Swin
+MODELS = {
+    **{f"flatten_swin_{size}": dict(own, attn_type="focused,focused,softmax,softmax") for size, own in _SIZES.items()},
+    **{f"swin_{size}": dict(own, attn_type="softmax") for size, own in _SIZES.items()},
+}
+# The release's names: of its functions (models/build.py), and in its configs (MODEL.NAME).
+ALIASES = {
+    "flatten_swin_tiny_patch4_224": "flatten_swin_t",
+    "flatten_swin_small_patch4_224": "flatten_swin_s",
+    "flatten_swin_base_patch4_224": "flatten_swin_b",
+    "flatten_swin_base_patch4_384_finetune": "flatten_swin_b_384",
+}
+PUBLISHED = {
+    "flatten_swin_t": Published(82.1, 82.106, WEIGHTS.format("e1518e76703e4e57a7f2")),
+    "flatten_swin_s": Published(83.5, 83.5, WEIGHTS.format("94188e52af354bf4a88b")),
+    "flatten_swin_b": Published(83.8, 83.8, WEIGHTS.format("7a9e5186bad04e7fb3a9")),
+    "flatten_swin_b_384": Published(85.0, 85.0, WEIGHTS.format("0d0330cf2e5249f1abb6")),
+    "swin_t": Published(81.3),
+    "swin_s": Published(83.0),
+    "swin_b": Published(83.5),
+}

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 from flatten_jax.ops.dense import affine, promote
+from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

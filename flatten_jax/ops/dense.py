@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from flatten_jax.ops.initializers import linear_kernel
 from flatten_jax.ops.cpu import apart, sum_over_tokens
+from flatten_jax.ops.initializers import linear_kernel
 
 PRODUCT = "product"  # what rematerialisation may keep of a linear layer: its result
 

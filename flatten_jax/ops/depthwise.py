@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 from flatten_jax.ops.cpu import apart, gradient_apart, sum_over_tokens
+from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:

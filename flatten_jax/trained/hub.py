@@ -14,11 +14,11 @@ from typing import Any
 
 import flax.linen as nn
 
-from flatten_jax.trained import model_card
 from flatten_jax._version import __version__
 from flatten_jax.data.augment import RESIZE_RATIO
 from flatten_jax.models import create_model, model_options
 from flatten_jax.models.registry import MODELS
+from flatten_jax.trained import model_card
 from flatten_jax.weights.files import OF_TRAINING, save_weights, sha256
 from flatten_jax.weights.load import load_weights
 

@@ -10,10 +10,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from flatten_jax.trained import hub
 from flatten_jax.data import imagenet
 from flatten_jax.data.augment import RESIZE_RATIO
 from flatten_jax.models import create_model, dummy_images
+from flatten_jax.trained import hub
 from flatten_jax.training import checkpoint
 from flatten_jax.training.agreement import CLASSES_FILE
 from flatten_jax.weights import files

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from flatten_jax.data import imagenet
 from flatten_jax.data.augment import RESIZE_RATIO, CorruptImageError, decode, eval_transform
 from flatten_jax.data.sources import EXTENSIONS
+from flatten_jax.models.images import normalize
 from flatten_jax.runtime import compiler_options
 from flatten_jax.trained.load import load_trained
-from flatten_jax.training.preprocess import normalize
 from flatten_jax.training.sharding import make_mesh, over_data, replicated
 
 FORMATS = ("text", "csv", "json")

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from flatten_jax.models.images import normalize
 from flatten_jax.runtime import compiler_options
-from flatten_jax.training.preprocess import normalize
 from flatten_jax.training.sharding import over_data, replicated, to_host
 
 Sums = dict[str, jax.Array]

@@ -1,4 +1,4 @@
-"""What happens to a uint8 batch on the device before the model sees it: normalise, erase, mix, smooth.
+"""What happens to a uint8 batch on the device before the model sees it, once it is normalised: erase, mix, smooth.
 
 The numbers are timm's, whose recipe the release uses; the draws are ours (jax.random), one key per step.
 """
@@ -8,9 +8,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
 
 class Mixing(NamedTuple):
     """Parameters of `mix`: Beta(a, a) for mixup and cutmix (0 = off), and the two probabilities, all per batch."""
@@ -19,11 +16,6 @@ class Mixing(NamedTuple):
     cutmix: float = 1.0
     prob: float = 1.0
     switch_prob: float = 0.5
-
-
-def normalize(images: jax.Array) -> jax.Array:
-    """uint8 (..., 3) to float32 of ImageNet's mean 0 and standard deviation 1 per channel."""
-    return (images.astype(jnp.float32) / 255 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
 
 
 def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:

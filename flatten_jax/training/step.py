@@ -11,7 +11,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from flatten_jax.models import dummy_images
+from flatten_jax.models.images import dummy_images, normalize
 from flatten_jax.runtime import compiler_options
 from flatten_jax.training import preprocess
 from flatten_jax.training.sharding import by_size, over_data, replicated
@@ -92,7 +92,7 @@ def make_train_step(
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         erase_key, mix_key, model_key = jax.random.split(key, 3)
-        images = preprocess.normalize(batch["image"])
+        images = normalize(batch["image"])
         targets = preprocess.soft_targets(batch["label"], model.num_classes, augment.label_smoothing)
         if augment.erase_prob:
             images = preprocess.random_erase(erase_key, images, augment.erase_prob)

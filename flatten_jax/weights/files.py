@@ -10,13 +10,12 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
-from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from flatten_jax._version import __version__
 from flatten_jax.models import create_model, model_options
 from flatten_jax.models.registry import ALIASES
-from flatten_jax.weights.convert import to_torch
+from flatten_jax.weights.convert import flat, to_torch
 from flatten_jax.weights.guess import guess_model
 from flatten_jax.weights.load import FORMAT, Report, focusing_factor, load_with_report, read_weights, saved_model
 
@@ -46,7 +45,7 @@ def save_weights(
     name = ALIASES.get(name, name)
     kept = {k: v for k, v in (options or {}).items() if k not in OF_TRAINING}
     kept |= {"image_size": model.image_size, "num_classes": model.num_classes}
-    arrays = {"/".join(p): np.ascontiguousarray(x) for p, x in flatten_dict(dict(variables["params"])).items()}
+    arrays = {name: np.ascontiguousarray(array) for name, array in flat(variables).items()}
     described = {"format": FORMAT, "flatten_jax": __version__, "model": name, "options": json.dumps(kept)}
     _write(target, arrays, {**described, **(metadata or {})}, overwrite)
 
@@ -142,7 +141,8 @@ def model_of(
         else:
             try:
                 name, found = guess_model(arrays)
-                if (factor := focusing_factor(info)) not in (None, model_options(name)["focusing_factor"]):
+                known = model_options(name, found.get("attn_type"))
+                if (factor := focusing_factor(info)) is not None and factor != known.get("focusing_factor", factor):
                     found["focusing_factor"] = factor
             except ValueError as error:
                 raise ValueError(f"{label}: {error}; give the model's name (--model)") from error

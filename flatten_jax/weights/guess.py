@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
-from flatten_jax.models import abstract_variables, create_model, list_models, model_options
-from flatten_jax.weights.convert import is_buffer, torch_name, torch_shape
+from flatten_jax.models import create_model, list_models, model_options
+from flatten_jax.weights.layout import entries, is_buffer, layout
 from flatten_jax.weights.match import Shape
 
 _OF_IMAGE_SIZE = re.compile(r"(.*\.)?(positional_encoding|(absolute_)?pos_embed\d*)$")
@@ -85,7 +84,7 @@ def _try(name: str, given: Mapping[str, Shape], stages: list[list[tuple[str, int
     dwc = next((shape for key, shape in given.items() if key.endswith(".dwc.weight")), None)
     if dwc:
         options["kernel_size"] = dwc[-1]
-    options = {k: v for k, v in options.items() if v != defaults[k]}
+    options = {k: v for k, v in options.items() if v != defaults.get(k)}
     return _differences(name, given, options), options, name
 
 
@@ -101,11 +100,9 @@ def _try_sizes(name: str, given: Mapping[str, Shape], options: Mapping[str, Any]
 
 def _differences(name: str, given: Mapping[str, Shape], options: Mapping[str, Any]) -> list[str]:
     try:
-        leaves = flatten_dict(abstract_variables(create_model(name, **options))["params"])
+        wanted = entries(layout(create_model(name, **options)))
     except ValueError as error:  # a pattern or size that this family does not have
         return [str(error)] * len(given)
-    rules = {path: torch_name(path, leaf.ndim) for path, leaf in leaves.items()}
-    wanted = {name: torch_shape(leaves[path].shape, axes) for path, (name, axes) in rules.items()}
     differs = [f"{key} is missing" for key in wanted if key not in given]
     differs += [f"{key} is unexpected" for key in given if key not in wanted]
     differs += [

@@ -12,13 +12,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
-from flatten_jax.attention import mixer_options
-from flatten_jax.models import abstract_variables, create_model, dummy_images, parameters_left_out
-from flatten_jax.weights.convert import is_buffer, torch_name, torch_shape
+from flatten_jax.attention import attention_options
+from flatten_jax.models import create_model, dummy_images, parameters_left_out
+from flatten_jax.models.create import classifier_of
+from flatten_jax.weights.convert import as_variables, flat
+from flatten_jax.weights.layout import Row, entries, is_buffer, layout, regrouped
 from flatten_jax.weights.match import Shape, check_entries
-from flatten_jax.weights.resample import fit, token_grids
+from flatten_jax.weights.resample import fit
 from flatten_jax.weights.torch_file import FileInfo, read_torch
 
 FORMAT = "flatten_jax"  # `format` in the metadata of our own safetensors; PyTorch's says "pt"
@@ -67,6 +69,7 @@ def load_weights(
     *,
     ema: bool = False,
     new_head: bool = False,
+    new_attention: bool = False,
     resample: bool = True,
 ) -> dict[str, Any]:
     """Variables of `model` from a file of weights: `model.apply(load_weights("flatten_swin_t.pth", model), images)`.
@@ -80,15 +83,19 @@ def load_weights(
         model: from `create_model`.
         ema: take the moving average of the weights that the file holds beside them.
         new_head: make the classifier new, for another number of classes, instead of loading it.
+        new_attention: make an attention's own parameters new where the file has none, such as those of another
+            attention: q, k, v and everything else are inherited.
         resample: fit position encodings and bias tables of another image size (bicubic); otherwise that is an error.
 
     Returns:
-        {"params": ...} of float32 NumPy arrays.
+        {"params": ...} of float32 NumPy arrays, and the model's other collections, if it has any.
 
     Raises:
         FileNotFoundError, ValueError: see `read_torch`; or lists missing, unexpected and misshapen entries together.
     """
-    variables, report = load_with_report(source, model, ema=ema, new_head=new_head, resample=resample)
+    variables, report = load_with_report(
+        source, model, ema=ema, new_head=new_head, new_attention=new_attention, resample=resample
+    )
     unusual = report.resampled or report.made or report.notes
     logger.log(logging.WARNING if unusual else logging.INFO, "%s", report)
     return variables
@@ -100,6 +107,7 @@ def load_with_report(
     *,
     ema: bool = False,
     new_head: bool = False,
+    new_attention: bool = False,
     resample: bool = True,
     saved: nn.Module | None = None,
 ) -> tuple[dict[str, Any], Report]:
@@ -111,48 +119,53 @@ def load_with_report(
     """
     label, arrays, info = read_weights(source, ema=ema)
     ours = info.metadata.get("format") == FORMAT
-    source_grids = None
+    source_rows = None
     if ours and "model" in info.metadata:
         saved = saved_model(info)
     if saved is not None:
         _check_same_kind(label, info.metadata.get("model", "weights"), saved, model)
-        source_grids = token_grids(saved) if saved.image_size != model.image_size else None
+        source_rows = layout(saved) if saved.image_size != model.image_size else None
 
-    leaves = flatten_dict(abstract_variables(model)["params"])
-    rules = {p: ("/".join(p), tuple(range(x.ndim))) if ours else torch_name(p, x.ndim) for p, x in leaves.items()}
-    wanted = {name: torch_shape(leaves[path].shape, axes) for path, (name, axes) in rules.items()}
+    rows = layout(model)
+    wanted = {row.ours: row.shape for row in rows} if ours else entries(rows)
     surplus = _left_out(model, ours)
     ignored = [name for name in arrays if is_buffer(name) or name in surplus]
     given = {name: array for name, array in arrays.items() if name not in ignored}
-    head = {name for path, (name, _) in rules.items() if path[0] == "head"}
-    made = {
-        name
-        for path, (name, _) in rules.items()
-        if (new_head and name in head) or (_is_feature_norm(path, model) and name not in given)
+    given = given if ours else regrouped(rows, given)
+    names = {row.ours: (row.ours,) if ours else tuple(row.entries()) for row in rows}
+    made_rows = {
+        row.ours
+        for row in rows
+        if (new_head and row.path[0] == "head")
+        or (new_attention and row.site is not None and not row.letters and not set(names[row.ours]) & set(given))
+        or (_is_feature_norm(row.path, model) and not set(names[row.ours]) & set(given))
     }
+    made = {name for ours_name in made_rows for name in names[ours_name]}
 
     resampled: dict[str, tuple[Shape, Shape]] = {}
-    grids = None
-    for path, (name, _) in rules.items():
-        if resample and name not in made and name in given and given[name].shape != wanted[name]:
-            grids = grids or token_grids(model)
-            fitted = fit(path, given[name], wanted[name], grids, source_grids)
+    for row in rows:
+        (name, *more) = names[row.ours]
+        if resample and not more and name not in made and name in given and given[name].shape != wanted[name]:
+            fitted = fit(row, given[name], wanted[name], rows, source_rows)
             if fitted is not None and fitted.shape == wanted[name]:
                 resampled[name] = (given[name].shape, fitted.shape)
                 given[name] = fitted
 
     given_shapes = {name: array.shape for name, array in given.items()}
+    head = {name for row in rows if row.path[0] == "head" for name in names[row.ours]}
     hint = _hint(head - made, given_shapes, wanted)
     check_entries(f"{label} does not fit {_describe(model)}", given_shapes, wanted, made, hint)
     odd = [f"{name} ({array.dtype})" for name, array in given.items() if not np.issubdtype(array.dtype, np.floating)]
     if odd:
         raise ValueError(f"{label} holds weights that are not floating-point: {', '.join(odd)}")
 
-    new = _initial(model, {path for path, (name, _) in rules.items() if name in made})
-    params = {
-        path: new[path] if name in made else np.ascontiguousarray(given[name].astype(np.float32).transpose(axes))
-        for path, (name, axes) in rules.items()
-    }
+    new = _initial(model, made_rows)
+
+    def filled(row: Row) -> np.ndarray:
+        if row.ours in made_rows:
+            return new[row.ours]
+        return np.ascontiguousarray((given[row.ours] if ours else row.from_torch(given)).astype(np.float32))
+
     dropped = [name for name in made if name in given]
     report = Report(
         source=label + (f" ({info.key})" if info.key else ""),
@@ -163,7 +176,7 @@ def load_with_report(
         made=tuple(name for name in wanted if name in made),
         notes=(*info.notes, *_other_attention(info, model)),
     )
-    return {"params": unflatten_dict(params)}, report
+    return as_variables((row, filled(row)) for row in rows), report
 
 
 def read_weights(
@@ -175,8 +188,7 @@ def read_weights(
     if ema:
         raise ValueError("ema=True chooses among the entries of a file; a mapping is taken as it is")
     if "params" in source:
-        arrays = flatten_dict(dict(source["params"]), sep="/")
-        return "the variables", _as_numpy(arrays), FileInfo("variables", metadata={"format": FORMAT})
+        return "the variables", flat(source), FileInfo("variables", metadata={"format": FORMAT})
     return "the state dict", _as_numpy(source), FileInfo("state dict")
 
 
@@ -204,9 +216,10 @@ def _check_same_kind(label: str, name: str, saved: nn.Module, model: nn.Module) 
 
 
 def _meaning(model: nn.Module) -> dict[str, Any]:
-    blocks = "-".join(model.block_letters())
-    options = {key: value for letter in sorted({*blocks} - {"-"}) for key, value in mixer_options(letter).items()}
-    return {"attn_type": blocks, "num_heads": model.num_heads, **options, **dict(model.attn_options)}
+    stages = model.attentions()
+    used = sorted({name for names in stages for name in names})
+    options = {key: value for name in used for key, value in attention_options(name).items()}
+    return {"attn_type": stages, "num_heads": model.num_heads, **options, **dict(model.attn_options)}
 
 
 def _hint(head: set[str], given: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str:
@@ -225,24 +238,30 @@ def _left_out(model: nn.Module, ours: bool) -> set[str]:
     """Names that a classification checkpoint holds and a model without head or without last levels has no place for."""
     if model.num_classes and not model.features_only:
         return set()
-    paths = parameters_left_out(model)
-    return {"/".join(p) for p in paths} if ours else {torch_name(p, ndim)[0] for p in paths for ndim in (1, 2, 3, 4)}
+    left_out, full = parameters_left_out(model), layout(classifier_of(model))
+    rows = [row for row in full if row.path in left_out]
+    return {row.ours for row in rows} if ours else set(entries(rows))
 
 
 def _is_feature_norm(path: tuple[str, ...], model: nn.Module) -> bool:
     return model.features_only and model.feature_norm and re.fullmatch(r"norm\d+", path[0]) is not None
 
 
-def _initial(model: nn.Module, paths: set[tuple[str, ...]]) -> dict[tuple[str, ...], np.ndarray]:
-    """The model's own initial values; what else `init` computes is cut away by the compiler."""
-    if not paths:
+def _initial(model: nn.Module, names: set[str]) -> dict[str, np.ndarray]:
+    """The model's own initial values of some rows; what else `init` computes is cut away by the compiler."""
+    if not names:
         return {}
 
-    def chosen(key: jax.Array) -> dict[tuple[str, ...], jax.Array]:
-        leaves = flatten_dict(model.init(key, dummy_images(model))["params"])
-        return {path: leaves[path] for path in sorted(paths)}
+    def chosen(key: jax.Array) -> dict[str, jax.Array]:
+        variables = model.init(key, dummy_images(model))
+        leaves = {
+            "/".join(path if collection == "params" else (collection, *path)): leaf
+            for collection, tree in variables.items()
+            for path, leaf in flatten_dict(tree).items()
+        }
+        return {name: leaves[name] for name in sorted(names)}
 
-    return {path: np.asarray(x) for path, x in jax.jit(chosen)(jax.random.key(_NEW_HEAD_SEED)).items()}
+    return {name: np.asarray(x) for name, x in jax.jit(chosen)(jax.random.key(_NEW_HEAD_SEED)).items()}
 
 
 def _describe(model: nn.Module) -> str:

@@ -2,16 +2,12 @@
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-import flax.linen as nn
 import numpy as np
 
-from flatten_jax.weights.convert import visit_calls
-
-Grid = tuple[int, int]
-TokenGrids = dict[tuple[str, ...], dict[str, Grid]]
+from flatten_jax.attention.contract import Grid, Sized
+from flatten_jax.weights.layout import Row
 
 
 def bicubic(x: np.ndarray, size: Grid) -> np.ndarray:
@@ -54,38 +50,67 @@ def resample_table(x: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
 
 
 def fit(
-    path: tuple[str, ...],
-    x: np.ndarray,
-    shape: tuple[int, ...],
-    grids: TokenGrids,
-    source_grids: TokenGrids | None = None,
+    row: Row, x: np.ndarray, shape: tuple[int, ...], rows: Sequence[Row], source_rows: Sequence[Row] | None = None
 ) -> np.ndarray | None:
-    """The parameter at `path`, of another image size, made to fit `shape`; None if it does not depend on that size.
+    """A parameter of another image size made to fit `shape`; None if it does not depend on that size.
 
     Args:
-        grids: `token_grids` of the model that takes the parameter.
-        source_grids: of the model that had it. Not known from a PyTorch file: there a grid is taken to be square, and
+        row: of the parameter, in the model that takes it.
+        rows: of that model.
+        source_rows: of the model that had it. Not known from a PyTorch file: there a grid is taken to be square, and
             where its number of tokens has no root, of the shape of the new one.
+
+    Raises:
+        ValueError: the parameter belongs to one grid alone.
     """
-    leaf, attention = path[-1], path[:-1]
-    if x.ndim != len(shape) or x.shape[-1] != shape[-1]:
+    leaf = row.path[-1]
+    if x.ndim != len(shape):
         return None
-    if leaf == "positional_encoding":
-        target = grids[attention]["key_grid"]
-        source = source_grids[attention]["key_grid"] if source_grids else _source_grid(x.shape[1], target)
-        return resample_tokens(x, source, target) if source else None
+    before = next((r.site for r in source_rows or () if r.path == row.path), None)
+    if row.sized:
+        if row.sized.along == "fixed":
+            raise ValueError(
+                f"{row.name} of {x.shape} belongs to one grid, and cannot be made to fit {shape}: take the image size "
+                "that the weights are of"
+            )
+        known = before and (before.grid if row.sized.of == "queries" else before.keys)
+        target = row.site.grid if row.sized.of == "queries" else row.site.keys
+        return _along(x, row.sized, known, target, shape)
+    if x.shape[-1] != shape[-1]:
+        return None
     if re.fullmatch(r"(absolute_)?pos_embed\d*", leaf):
-        target, prefix = _embedding_grid(shape[1], grids)
-        if source_grids:
-            source, prefix = _embedding_grid(x.shape[1], source_grids)
+        target, prefix = _embedding_grid(shape[1], rows)
+        if source_rows:
+            source, prefix = _embedding_grid(x.shape[1], source_rows)
         else:
             source = _source_grid(x.shape[1] - prefix, target)
         return resample_tokens(x, source, target, prefix) if source else None
     if leaf == "relative_position_bias_table":
-        target = grids[attention]["key_grid"]
-        source = source_grids[attention]["key_grid"] if source_grids else _source_window(x.shape[0])
-        return resample_table(x, source, target) if source else None
+        source = before.keys if before else _source_window(x.shape[0])
+        return resample_table(x, source, row.site.keys) if source else None
     return None
+
+
+def _along(x: np.ndarray, sized: Sized, source: Grid | None, target: Grid, shape: tuple[int, ...]) -> np.ndarray | None:
+    """As the originals do: tokens bicubic on their grid, rows and columns linear, half-pixel; a prefix stays."""
+    x = np.moveaxis(x, sized.axis, 0)
+    if sized.along == "tokens":
+        prefix = shape[sized.axis] - target[0] * target[1]
+        source = source or _source_grid(len(x) - prefix, target)
+        if source is None or source[0] * source[1] + prefix != len(x):
+            return None
+        fitted = bicubic(x[prefix:].reshape(*source, -1), target).reshape(-1, *x.shape[1:])
+        if sized.summed:
+            fitted = fitted * np.asarray(source[0] * source[1] / len(fitted), x.dtype)
+        fitted = np.concatenate([x[:prefix], fitted])
+    else:
+        side = target[sized.along == "columns"]
+        place = np.clip((np.arange(side) + 0.5) * len(x) / side - 0.5, 0, len(x) - 1)
+        left = np.clip(place.astype(int), 0, max(0, len(x) - 2))
+        right = np.minimum(left + 1, len(x) - 1)
+        share = (place - left).reshape(-1, *[1] * (x.ndim - 1))
+        fitted = ((1 - share) * x[left] + share * x[right]).astype(x.dtype)
+    return np.moveaxis(fitted, 0, sized.axis)
 
 
 def _source_grid(tokens: int, target: Grid) -> Grid | None:
@@ -102,22 +127,10 @@ def _source_window(rows: int) -> Grid | None:
     return ((side + 1) // 2,) * 2 if side * side == rows and side % 2 else None
 
 
-def _embedding_grid(tokens: int, grids: TokenGrids) -> tuple[Grid, int]:
+def _embedding_grid(tokens: int, rows: Sequence[Row]) -> tuple[Grid, int]:
     """The grid whose tokens an embedding is added to, and how many more it has: a class token, or none."""
     for prefix in (0, 1):
-        for height, width in (grid["grid"] for grid in grids.values()):
+        for height, width in (row.site.grid for row in rows if row.site):
             if height * width + prefix == tokens:
                 return (height, width), prefix
     raise ValueError(f"no stage of the model has {tokens} tokens")
-
-
-def token_grids(model: nn.Module) -> TokenGrids:
-    """{path of an attention: {"grid": of its queries, "key_grid": of its keys}}, as the model passes them on."""
-    grids: TokenGrids = {}
-
-    def visit(module: nn.Module, arguments: Mapping[str, Any]) -> None:
-        if "key_grid" in arguments:
-            grids[module.scope.path] = {name: arguments[name] for name in ("grid", "key_grid")}
-
-    visit_calls(model, visit)
-    return grids

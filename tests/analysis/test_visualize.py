@@ -12,7 +12,7 @@ from flatten_jax.analysis.profile import depth_profile, of_block, query_map, que
 from flatten_jax.analysis.visualize import visualize
 from flatten_jax.cli.main import main
 from flatten_jax.models import abstract_variables, create_model
-from flatten_jax.training.preprocess import normalize
+from flatten_jax.models.images import normalize
 from flatten_jax.weights.files import save_weights
 
 OPTIONS = dict(image_size=16, patch_size=4, embed_dim=12, depth=2, num_classes=2, attn_type="SL")

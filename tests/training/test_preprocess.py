@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatten_jax.training.preprocess import Mixing, mix, normalize, random_erase, soft_targets
+from flatten_jax.models.images import normalize
+from flatten_jax.training.preprocess import Mixing, mix, random_erase, soft_targets
 
 
 def test_normalisation_is_imagenets():

@@ -1,0 +1,56 @@
+"""The plain host: all tokens together, one projection for all streams (DeiT); and the two steps that every host has.
+
+A host is called as attentions are, `host(x, site) -> (B, N, C)`. It narrows the site (windows, reduced keys, a bias),
+projects the streams that its attention declares, and projects the result. The attention's parameters lie beside the
+host's (`attn/qkv`, `attn/scale`, ...), as in the originals, so any attention fits any host and checkpoints keep names.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatten_jax.attention.contract import Attention, Site
+from flatten_jax.attention.table import make_attention
+from flatten_jax.ops.dense import Dense
+
+
+def project(attention: Attention, letters: str, x: jax.Array) -> dict[str, jax.Array]:
+    """Streams of an attention, (B, N, ·) each, by one linear layer whose name is their letters."""
+    if not letters:
+        return {}
+    widths = [attention.widths(x.shape[-1])[letter] for letter in letters]
+    streams = Dense(sum(widths), use_bias=attention.stream_bias, dtype=attention.dtype, name=letters)(x)
+    return dict(zip(letters, jnp.split(streams, np.cumsum(widths[:-1]), axis=-1), strict=True))
+
+
+def attend(attention: Attention, x: jax.Array, site: Site, streams: Mapping[str, jax.Array]) -> jax.Array:
+    """The attention between its projections: (B, N, C)."""
+    out = attention(x, site, *(streams[letter] for letter in attention.streams))
+    return Dense(x.shape[-1], dtype=attention.dtype, name="proj")(out) if attention.streams else out
+
+
+class QKVAttention(nn.Module):
+    """All tokens together, all streams in one projection: the form of DeiT.
+
+    Attributes:
+        num_heads: number of heads h, a divisor of C.
+        attn_type: name of the attention, one of `flatten_jax.list_attentions()`.
+        options: its further attributes, such as {"focusing_factor": 3}.
+        dtype: of the computation; parameters are float32.
+    """
+
+    num_heads: int
+    attn_type: str = "focused"
+    options: Mapping[str, Any] = nn.FrozenDict()
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, site: Site) -> jax.Array:
+        attention = make_attention(self.attn_type, self.num_heads, self.dtype, self.options)
+        nn.share_scope(self, attention)
+        attention.check(x, site)
+        return attend(attention, x, site, project(attention, attention.streams, x))

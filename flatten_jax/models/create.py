@@ -1,0 +1,168 @@
+"""Models by name: `create_model`, `list_models`, and the options of each."""
+
+import dataclasses
+import difflib
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flatten_jax.attention import ATTENTIONS, attention_options
+from flatten_jax.models.backbone import Backbone
+from flatten_jax.models.images import dummy_images
+from flatten_jax.models.registry import ALIASES, MODELS, Entry
+
+_NO_OPTIONS = {"attn_options", "parent", "name"}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of all models that match a shell pattern, sorted: list_models("flatten_pvt_*")."""
+    return sorted(fnmatch.filter(MODELS, pattern))
+
+
+def model_options(name: str, attn_type: str | None = None) -> dict[str, Any]:
+    """What `create_model` takes for a model beside its name, with the values that it has by default.
+
+    These are the architecture (`depths`, `embed_dim`, ...), `attn_type`, and the options of the attentions in use.
+
+    Args:
+        name: of a model.
+        attn_type: another than the model's own, whose attentions then tell the options.
+
+    Raises:
+        ValueError: unknown name, or a pattern that does not fit the model.
+    """
+    entry = _lookup(name)
+    fields = {f.name: f.default for f in dataclasses.fields(entry.family) if f.name not in _NO_OPTIONS}
+    own = {k: v for k, v in entry.settings.items() if k != "attn_options"}
+    fields = {**fields, **own, **({} if attn_type is None else {"attn_type": attn_type})}
+    model = entry.family(**{**own, "attn_type": fields["attn_type"]})
+    defaults = {option: default for name in _used(model) for option, default in attention_options(name).items()}
+    published = {k: v for k, v in entry.settings.get("attn_options", {}).items() if k in defaults}
+    return {**defaults, **published, **fields}
+
+
+def _used(model: Backbone) -> list[str]:
+    """The attentions of a model, sorted."""
+    return sorted({name for names in model.attentions() for name in names})
+
+
+def create_model(name: str, **options: Any) -> Backbone:
+    """A Linen module by name: `logits = model.apply(variables, images, train=False)`.
+
+    Images are (B, height, width, 3), normalised; logits (B, num_classes), float32. Training needs the random stream
+    "dropout" when `drop_path` > 0. Variables come from `model.init`, or from `flatten_jax.from_torch`. What else a
+    model gives (features, maps of its levels) is said in `models.backbone.Backbone`.
+
+    Args:
+        name: one of `list_models()`, or the release's name for it, such as "flatten_swin_tiny_patch4_224".
+        **options: overrides of `model_options(name)`, among them
+            num_classes (0: pooled features), drop_path, remat and remat_policy, scan, features_only, out_indices and
+            feature_norm, and
+            image_size: int or (height, width), default 224, or 384 where the name says so.
+            dtype: of the computation, such as jnp.bfloat16 (default float32).
+            attn_type: one of `list_attentions()` for all blocks; one for each stage, "rala,rala,softmax,softmax"; more
+                patterns: `flatten_jax.attention.pattern`. The release's letters are understood, "LLSS".
+            window_size, softmax_window_size (Swin), la_split_size, split_size (CSwin), la_sr_ratios, sr_ratios (PVT).
+            the options of the attentions (`attention_info(name)`): one value, or a tuple of one for each stage.
+
+    Raises:
+        ValueError: unknown name or option (the nearest is named), an option without effect, a size that does not fit,
+            an attention that does not fit the model.
+    """
+    entry = _lookup(name)
+    fields = {f.name for f in dataclasses.fields(entry.family)} - _NO_OPTIONS
+    of_attentions = {option: default for a in ATTENTIONS for option, default in attention_options(a).items()}
+    for option in options:
+        if option not in fields | set(of_attentions):
+            raise ValueError(f"{name} has no option {option!r}{_nearest(option, fields | set(of_attentions))}")
+    options = {k: _static(v) for k, v in options.items()}
+    settings = {**entry.settings, **{k: v for k, v in options.items() if k in fields}}
+    if isinstance(settings.get("image_size"), int):
+        settings["image_size"] = (settings["image_size"],) * 2
+    if settings.get("dtype") is not None:
+        settings["dtype"] = jnp.dtype(settings["dtype"])
+    published = settings.pop("attn_options", {})
+    model = entry.family(**settings)
+    applicable = {option for attention in _used(model) for option in attention_options(attention)}
+    chosen = {k: v for k, v in options.items() if k in of_attentions and k not in fields}
+    model = model.clone(
+        attn_options=nn.FrozenDict({k: v for k, v in {**published, **chosen}.items() if k in applicable})
+    )
+    for option, value in model.attn_options.items():
+        if isinstance(value, tuple) and len(value) != model.attn_entries:
+            raise ValueError(
+                f"{option}={value} needs {model.attn_entries} entries, one for each stage (in DeiT, block)"
+            )
+
+    defaults, idle = (
+        {f.name: f.default for f in dataclasses.fields(entry.family)} | entry.settings,
+        model.idle_options(),
+    )
+    for option, value in options.items():
+        # A value that is the default anyway may be repeated, as configs do.
+        if option in chosen and option not in applicable:
+            having = [a for a in ATTENTIONS if option in attention_options(a)]
+            raise ValueError(
+                f"{option!r} has no effect on {name} with {_cause(model, option)}: it is an option of "
+                f"{', '.join(having)}; leave it out"
+            )
+        if option in idle and getattr(model, option) != defaults[option]:
+            raise ValueError(f"{option!r} has no effect on {name} with {_cause(model, option)}: leave it out")
+    abstract_variables(model)  # a wrong size or pattern is refused here, with its own message, not in a training step
+    return model
+
+
+def abstract_variables(model: nn.Module) -> dict[str, Any]:
+    """The model's variables as shapes and dtypes; nothing is computed."""
+    return jax.eval_shape(model.init, jax.random.key(0), jax.eval_shape(lambda: dummy_images(model)))
+
+
+def parameters_left_out(model: Backbone) -> set[tuple[str, ...]]:
+    """Paths of the parameters that the model's classifier has and the model has not.
+
+    Empty for classifiers. Without a head (num_classes=0) and with features_only they are what a classification
+    checkpoint may hold in excess: head, final norm, levels beyond the last of `out_indices`. What a model has and its
+    classifier has not (`norm0`, ... of feature_norm) no such checkpoint holds.
+    """
+    own, full = (_paths(abstract_variables(m)) for m in (model, classifier_of(model)))
+    return full - own
+
+
+def classifier_of(model: Backbone) -> Backbone:
+    """The classifier that a model without head, or a backbone of dense prediction, is a part of."""
+    return model.clone(num_classes=model.num_classes or 1000, features_only=False, out_indices=(), feature_norm=False)
+
+
+def _paths(variables: Any) -> set[tuple[str, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {tuple(key.key for key in path[1:]) for path, _ in leaves}  # without the collection
+
+
+def _cause(model: Backbone, option: str) -> str:
+    if option in ("out_indices", "feature_norm"):
+        return f"features_only={model.features_only}"
+    if option == "remat_policy":
+        return f"remat={model.remat}"
+    return f"attn_type={model.attn_type!r}"
+
+
+def _lookup(name: str) -> Entry:
+    name = ALIASES.get(name, name)
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}{_nearest(name, MODELS)}")
+    return MODELS[name]
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; choose from {', '.join(known)}"
+
+
+def _static(value: Any) -> Any:
+    """Lists as tuples: attributes of a Linen module must be hashable."""
+    return tuple(value) if isinstance(value, list) else value
