@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatten_jax.bench import gpus
 from flatten_jax.attention import QKVAttention, ReducedAttention, focused_map, linear_attention
 from flatten_jax.attention.focused import stretch_tokens
+from flatten_jax.bench import gpus
 
 QUERY = jnp.array([0.39, 0.94])
 KEYS = jnp.array([[0.43, 0.87], [0.54, 0.30], [0.97, 0.32], [0.86, 0.14]])

@@ -16,9 +16,13 @@ def load(name):
     return {k: json.loads(str(v)) if k in ("keys", "options") else v for k, v in golden.items()}
 
 
-def state_dict(keys):
-    """PyTorch's state dict, [[name, shape], ...] filled by the rule of the goldens."""
-    return {name: _weight(name, tuple(shape)) for name, shape in keys}
+def state_dict(keys, gain=()):
+    """PyTorch's state dict, [[name, shape], ...] filled by the rule of the goldens.
+
+    `gain` holds [suffix, number]: an entry whose name ends with the suffix is that many times as large.
+    """
+    factors = {name: next((f for suffix, f in gain if name.endswith(suffix)), 1) for name, _ in keys}
+    return {name: np.float32(factors[name]) * _weight(name, tuple(shape)) for name, shape in keys}
 
 
 def images(batch, height, width):
@@ -34,8 +38,10 @@ def _weight(name, shape):
         return random * np.float32(0.5)
     if leaf.startswith("pos_embed") or leaf in ("cls_token", "absolute_pos_embed"):
         return random * np.float32(0.2)
-    if leaf == "bias":
+    if leaf in ("bias", "running_mean"):
         return random * np.float32(0.1)
-    if len(shape) == 1:
+    if leaf == "running_var":
+        return 1 + np.float32(0.1) * np.abs(random)
+    if leaf == "weight" and len(shape) == 1:
         return 1 + np.float32(0.1) * random
-    return (random / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+    return (random / np.sqrt(max(1, np.prod(shape[1:])))).astype(np.float32)

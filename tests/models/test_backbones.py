@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict
 
 from flatten_jax import create_model
 from flatten_jax.models import abstract_variables, dummy_images, parameters_left_out
-from flatten_jax.models.flops import products
 from flatten_jax.models.blocks import Block
+from flatten_jax.models.flops import products
 
 # One small model of each family: (name, options).
 SMALL = {

@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 import pytest
-import reference
 
 import flatten_jax
+
+from . import reference
 
 WHOLE = [
     "deit_t",

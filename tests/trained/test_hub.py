@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from flatten_jax.trained import hub
 from flatten_jax.cli.main import main
 from flatten_jax.models import abstract_variables, create_model
+from flatten_jax.trained import hub
 from flatten_jax.trained.load import load_trained
 
-from .runs import write_run
+from ..runs import write_run
 
 TINY = dict(image_size=16, patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=3)
 EVALUATION = {"eval/acc1": 87.5, "eval/acc5": 100.0, "eval/loss": 0.25, "eval/count": 40}

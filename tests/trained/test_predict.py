@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flatten_jax.trained import load as trained
 from flatten_jax.cli.main import main
 from flatten_jax.data import imagenet
+from flatten_jax.models.images import normalize
+from flatten_jax.trained import load as trained
 from flatten_jax.trained.predict import Guess, Prediction, Predictor, find_pictures, report, write_predictions
 from flatten_jax.training import agreement, setup
-from flatten_jax.models.images import normalize
 
-from .runs import write_run
-from .training.conftest import tiny
+from ..runs import write_run
+from ..training.conftest import tiny
 
 NAMES = ("ant", "bee")
 

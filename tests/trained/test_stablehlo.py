@@ -8,7 +8,7 @@ from flatten_jax.cli.main import main
 from flatten_jax.models import abstract_variables, create_model
 from flatten_jax.trained.stablehlo import export_stablehlo
 
-from .runs import write_run
+from ..runs import write_run
 
 SMALL = {
     "deit": ("flatten_deit_t", dict(depth=1, embed_dim=12)),
