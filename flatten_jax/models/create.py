@@ -98,11 +98,9 @@ def create_model(name: str, **options: Any) -> Backbone:
                 f"{option}={value} needs {model.attn_entries} entries, one for each stage (in DeiT, block)"
             )
 
-    defaults, idle = (
-        {f.name: f.default for f in dataclasses.fields(entry.family)} | entry.settings,
-        model.idle_options(),
-    )
-    for option, value in options.items():
+    defaults = {f.name: f.default for f in dataclasses.fields(entry.family)} | entry.settings
+    idle = model.idle_options()
+    for option in options:
         # A value that is the default anyway may be repeated, as configs do.
         if option in chosen and option not in applicable:
             having = [a for a in ATTENTIONS if option in attention_options(a)]
