@@ -13,6 +13,7 @@ from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.hydra import Hydra
 from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.linear import Linear
+from flatten_jax.attention.linear_angular import LinearAngular
 from flatten_jax.attention.softmax import Softmax
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
@@ -21,6 +22,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "hydra": Hydra,
     "inline": InLine,
     "linear": Linear,
+    "linear_angular": LinearAngular,
     "softmax": Softmax,
 }
 LETTERS = {"L": "focused", "S": "softmax"}  # those of the FLatten release
