@@ -10,21 +10,25 @@ import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Attention, Origin
 from flatten_jax.attention.focused import Focused
+from flatten_jax.attention.hydra import Hydra
 from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.mlla import MLLA, MLLACore
 from flatten_jax.attention.rala import MALA, RALA
+from flatten_jax.attention.linear_angular import LinearAngular
 from flatten_jax.attention.softmax import Softmax
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 ATTENTIONS: dict[str, type[Attention]] = {
     "focused": Focused,
+    "hydra": Hydra,
     "inline": InLine,
     "linear": Linear,
     "mala": MALA,
     "mlla": MLLA,
     "mlla_core": MLLACore,
     "rala": RALA,
+    "linear_angular": LinearAngular,
     "softmax": Softmax,
 }
 LETTERS = {"L": "focused", "S": "softmax"}  # those of the FLatten release
