@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from flatten_jax.attention.agent import Agent
 from flatten_jax.attention.contract import Attention, Origin
 from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.hydra import Hydra
@@ -20,6 +21,7 @@ from flatten_jax.attention.softmax import Softmax
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 ATTENTIONS: dict[str, type[Attention]] = {
+    "agent": Agent,
     "focused": Focused,
     "hydra": Hydra,
     "inline": InLine,

@@ -55,6 +55,7 @@ def cswin_block(call, split_size, branches):
 
 
 BLOCKS = {
+    "agent_cswin": partial(cswin_block, split_size=2, branches=2),
     "inline_cswin": partial(cswin_block, split_size=8, branches=1),
     "mlla": lambda call: MLLABlock(call["num_heads"]),
 }
