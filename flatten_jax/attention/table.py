@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Attention, Origin
 from flatten_jax.attention.focused import Focused
+from flatten_jax.attention.gnconv import GnConv
 from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.softmax import Softmax
@@ -17,6 +18,7 @@ from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 ATTENTIONS: dict[str, type[Attention]] = {
     "focused": Focused,
+    "gnconv": GnConv,
     "inline": InLine,
     "linear": Linear,
     "softmax": Softmax,
