@@ -17,7 +17,16 @@ from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.mlla import MLLA, MLLACore
 from flatten_jax.attention.rala import MALA, RALA
 from flatten_jax.attention.linear_angular import LinearAngular
+from flatten_jax.attention.care import Care
+from flatten_jax.attention.circulant import Circulant
+from flatten_jax.attention.contract import Attention, Origin
+from flatten_jax.attention.focused import Focused
+from flatten_jax.attention.gnconv import GnConv
+from flatten_jax.attention.inline import InLine
+from flatten_jax.attention.linear import Linear
+from flatten_jax.attention.mhla import MHLA
 from flatten_jax.attention.softmax import Softmax
+from flatten_jax.attention.ttt import T5, TTT
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 ATTENTIONS: dict[str, type[Attention]] = {
@@ -31,7 +40,16 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "mlla_core": MLLACore,
     "rala": RALA,
     "linear_angular": LinearAngular,
+    "care": Care,
+    "circulant": Circulant,
+    "focused": Focused,
+    "gnconv": GnConv,
+    "inline": InLine,
+    "linear": Linear,
+    "mhla": MHLA,
     "softmax": Softmax,
+    "t5": T5,
+    "ttt": TTT,
 }
 LETTERS = {"L": "focused", "S": "softmax"}  # those of the FLatten release
 

@@ -162,7 +162,9 @@ def _row(collection: str, path: Path, shape: Shape, seen: Mapping[Path, _Seen]) 
 
 
 def _join(modules: Iterable[str], leaf: str) -> str:
-    return ".".join([*(re.sub(r"_(\d+)(?=_|$)", r".\1", module).replace("._", ".") for module in modules), leaf])
+    return ".".join(
+        [*(re.sub(r"_(\d+)(?=_|$)", r".\1", module).replace("._", ".").replace("_.", "_") for module in modules), leaf]
+    )
 
 
 def is_buffer(name: str) -> bool:
