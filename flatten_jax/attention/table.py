@@ -9,44 +9,37 @@ from typing import Any
 import jax.numpy as jnp
 
 from flatten_jax.attention.agent import Agent
-from flatten_jax.attention.contract import Attention, Origin
-from flatten_jax.attention.focused import Focused
-from flatten_jax.attention.hydra import Hydra
-from flatten_jax.attention.inline import InLine
-from flatten_jax.attention.linear import Linear
-from flatten_jax.attention.mlla import MLLA, MLLACore
-from flatten_jax.attention.rala import MALA, RALA
-from flatten_jax.attention.linear_angular import LinearAngular
 from flatten_jax.attention.care import Care
 from flatten_jax.attention.circulant import Circulant
 from flatten_jax.attention.contract import Attention, Origin
 from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.gnconv import GnConv
+from flatten_jax.attention.hydra import Hydra
 from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.linear import Linear
+from flatten_jax.attention.linear_angular import LinearAngular
 from flatten_jax.attention.mhla import MHLA
+from flatten_jax.attention.mlla import MLLA, MLLACore
+from flatten_jax.attention.rala import MALA, RALA
 from flatten_jax.attention.softmax import Softmax
 from flatten_jax.attention.ttt import T5, TTT
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 ATTENTIONS: dict[str, type[Attention]] = {
     "agent": Agent,
-    "focused": Focused,
-    "hydra": Hydra,
-    "inline": InLine,
-    "linear": Linear,
-    "mala": MALA,
-    "mlla": MLLA,
-    "mlla_core": MLLACore,
-    "rala": RALA,
-    "linear_angular": LinearAngular,
     "care": Care,
     "circulant": Circulant,
     "focused": Focused,
     "gnconv": GnConv,
+    "hydra": Hydra,
     "inline": InLine,
     "linear": Linear,
+    "linear_angular": LinearAngular,
+    "mala": MALA,
     "mhla": MHLA,
+    "mlla": MLLA,
+    "mlla_core": MLLACore,
+    "rala": RALA,
     "softmax": Softmax,
     "t5": T5,
     "ttt": TTT,
