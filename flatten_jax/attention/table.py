@@ -12,16 +12,24 @@ from flatten_jax.attention.agent import Agent
 from flatten_jax.attention.care import Care
 from flatten_jax.attention.circulant import Circulant
 from flatten_jax.attention.contract import Attention, Origin
+from flatten_jax.attention.efficient import Efficient
 from flatten_jax.attention.focused import Focused
+from flatten_jax.attention.gla import GLA
 from flatten_jax.attention.gnconv import GnConv
+from flatten_jax.attention.hedgehog import Hedgehog
 from flatten_jax.attention.hydra import Hydra
+from flatten_jax.attention.hyena import Hyena
 from flatten_jax.attention.inline import InLine
+from flatten_jax.attention.kernel_rpe import KernelRPE
 from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.linear_angular import LinearAngular
+from flatten_jax.attention.linformer import Linformer
 from flatten_jax.attention.mhla import MHLA
 from flatten_jax.attention.mlla import MLLA, MLLACore
 from flatten_jax.attention.rala import MALA, RALA
 from flatten_jax.attention.softmax import Softmax
+from flatten_jax.attention.taylor import Taylor
+from flatten_jax.attention.taylorshift import TaylorShift
 from flatten_jax.attention.ttt import T5, TTT
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
@@ -29,12 +37,18 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "agent": Agent,
     "care": Care,
     "circulant": Circulant,
+    "efficient": Efficient,
     "focused": Focused,
+    "gla": GLA,
     "gnconv": GnConv,
+    "hedgehog": Hedgehog,
     "hydra": Hydra,
+    "hyena": Hyena,
     "inline": InLine,
+    "kernel_rpe": KernelRPE,
     "linear": Linear,
     "linear_angular": LinearAngular,
+    "linformer": Linformer,
     "mala": MALA,
     "mhla": MHLA,
     "mlla": MLLA,
@@ -42,6 +56,8 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "rala": RALA,
     "softmax": Softmax,
     "t5": T5,
+    "taylor": Taylor,
+    "taylorshift": TaylorShift,
     "ttt": TTT,
 }
 LETTERS = {"L": "focused", "S": "softmax"}  # those of the FLatten release
