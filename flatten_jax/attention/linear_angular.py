@@ -1,7 +1,6 @@
 """Linear-angular attention of Castling-ViT (You et al., CVPR 2023, arXiv 2211.10526)."""
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.linen as nn

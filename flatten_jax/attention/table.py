@@ -15,6 +15,7 @@ from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.linear_angular import LinearAngular
 from flatten_jax.attention.softmax import Softmax
+from flatten_jax.attention.vicinity import Vicinity
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 ATTENTIONS: dict[str, type[Attention]] = {
@@ -24,6 +25,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "linear": Linear,
     "linear_angular": LinearAngular,
     "softmax": Softmax,
+    "vicinity": Vicinity,
 }
 LETTERS = {"L": "focused", "S": "softmax"}  # those of the FLatten release
 
