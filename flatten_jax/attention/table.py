@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Attention, Origin
+from flatten_jax.attention.cosformer import CosFormer
 from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.hydra import Hydra
 from flatten_jax.attention.inline import InLine
@@ -19,6 +20,7 @@ from flatten_jax.attention.vicinity import Vicinity
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 ATTENTIONS: dict[str, type[Attention]] = {
+    "cosformer": CosFormer,
     "focused": Focused,
     "hydra": Hydra,
     "inline": InLine,
