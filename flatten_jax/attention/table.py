@@ -17,6 +17,7 @@ from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.linear_angular import LinearAngular
 from flatten_jax.attention.softmax import Softmax
 from flatten_jax.attention.vicinity import Vicinity
+from flatten_jax.attention.xca import XCA
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 ATTENTIONS: dict[str, type[Attention]] = {
@@ -28,6 +29,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "linear_angular": LinearAngular,
     "softmax": Softmax,
     "vicinity": Vicinity,
+    "xca": XCA,
 }
 LETTERS = {"L": "focused", "S": "softmax"}  # those of the FLatten release
 
