@@ -13,6 +13,7 @@ from flatten_jax.attention.cosformer import CosFormer
 from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.hydra import Hydra
 from flatten_jax.attention.inline import InLine
+from flatten_jax.attention.l2vit import L2ViT
 from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.linear_angular import LinearAngular
 from flatten_jax.attention.softmax import Softmax
@@ -25,6 +26,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "focused": Focused,
     "hydra": Hydra,
     "inline": InLine,
+    "l2vit": L2ViT,
     "linear": Linear,
     "linear_angular": LinearAngular,
     "softmax": Softmax,
