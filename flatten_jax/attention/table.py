@@ -17,6 +17,7 @@ from flatten_jax.attention.l2vit import L2ViT
 from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.linear_angular import LinearAngular
 from flatten_jax.attention.softmax import Softmax
+from flatten_jax.attention.transnormer import TransNormer, TransNormerDiag, TransNormerV2
 from flatten_jax.attention.vicinity import Vicinity
 from flatten_jax.attention.xca import XCA
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
@@ -30,6 +31,9 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "linear": Linear,
     "linear_angular": LinearAngular,
     "softmax": Softmax,
+    "transnormer": TransNormer,
+    "transnormer_diag": TransNormerDiag,
+    "transnormer_v2": TransNormerV2,
     "vicinity": Vicinity,
     "xca": XCA,
 }
