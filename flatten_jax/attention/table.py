@@ -16,6 +16,7 @@ from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.l2vit import L2ViT
 from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.linear_angular import LinearAngular
+from flatten_jax.attention.litemla import LiteMLA
 from flatten_jax.attention.softmax import Softmax
 from flatten_jax.attention.transnormer import TransNormer, TransNormerDiag, TransNormerV2
 from flatten_jax.attention.vicinity import Vicinity
@@ -30,6 +31,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "l2vit": L2ViT,
     "linear": Linear,
     "linear_angular": LinearAngular,
+    "litemla": LiteMLA,
     "softmax": Softmax,
     "transnormer": TransNormer,
     "transnormer_diag": TransNormerDiag,
