@@ -89,12 +89,14 @@ class Attention(nn.Module):
     x is (B, N, C), the normed tokens, `site.prefix` of them before those of the grid. With `streams = "qkv"`, say, the
     host projects them: (B, N, ·) for letters of the queries' tokens, (B, M, ·) for "k" and "v". One linear layer makes
     all (in PVT one for either side). Its name is its letters, as in the originals (`qkv`, `qkvo`, `qg` and `kv`). The
-    host projects the result by `proj`. With `streams = ""` the mechanism makes all of its layers itself.
+    host projects the result by `proj` (`projects_out`). With `streams = ""` the mechanism makes all of its layers
+    itself.
 
     What a mechanism declares:
         origin: paper, code and formula.
         streams: letters; "k" and "v" are of the keys' tokens, all others of the queries'.
         stream_bias: whether the layers of the streams have a bias.
+        projects_out: whether the host projects the result, by `proj`. If not, the mechanism gives (B, N, C) itself.
         takes_bias: whether it has scores (B, h, N, M), to which `site.bias` is added. Its cost grows with N M, so
             models give it small windows, narrow stripes and reduced keys. Others get what linear stages get.
         takes_prefix: whether it knows what to do with tokens that have no place on the grid.
@@ -116,6 +118,7 @@ class Attention(nn.Module):
     origin: ClassVar[Origin]
     streams: ClassVar[str] = "qkv"
     stream_bias: ClassVar[bool] = True
+    projects_out: ClassVar[bool] = True
     takes_bias: ClassVar[bool] = False
     takes_prefix: ClassVar[bool] = True
     takes_reduced: ClassVar[bool] = True

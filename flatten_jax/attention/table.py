@@ -13,6 +13,7 @@ from flatten_jax.attention.care import Care
 from flatten_jax.attention.circulant import Circulant
 from flatten_jax.attention.contract import Attention, Origin
 from flatten_jax.attention.efficient import Efficient
+from flatten_jax.attention.cosformer import CosFormer
 from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.gla import GLA
 from flatten_jax.attention.gnconv import GnConv
@@ -38,6 +39,18 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "care": Care,
     "circulant": Circulant,
     "efficient": Efficient,
+from flatten_jax.attention.l2vit import L2ViT
+from flatten_jax.attention.linear import Linear
+from flatten_jax.attention.linear_angular import LinearAngular
+from flatten_jax.attention.litemla import LiteMLA
+from flatten_jax.attention.softmax import Softmax
+from flatten_jax.attention.transnormer import TransNormer, TransNormerDiag, TransNormerV2
+from flatten_jax.attention.vicinity import Vicinity
+from flatten_jax.attention.xca import XCA
+from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
+
+ATTENTIONS: dict[str, type[Attention]] = {
+    "cosformer": CosFormer,
     "focused": Focused,
     "gla": GLA,
     "gnconv": GnConv,
@@ -59,6 +72,16 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "taylor": Taylor,
     "taylorshift": TaylorShift,
     "ttt": TTT,
+    "l2vit": L2ViT,
+    "linear": Linear,
+    "linear_angular": LinearAngular,
+    "litemla": LiteMLA,
+    "softmax": Softmax,
+    "transnormer": TransNormer,
+    "transnormer_diag": TransNormerDiag,
+    "transnormer_v2": TransNormerV2,
+    "vicinity": Vicinity,
+    "xca": XCA,
 }
 LETTERS = {"L": "focused", "S": "softmax"}  # those of the FLatten release
 
