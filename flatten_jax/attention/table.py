@@ -14,6 +14,7 @@ from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.mlla import MLLA, MLLACore
+from flatten_jax.attention.polaformer import PolaFormer
 from flatten_jax.attention.rala import MALA, RALA
 from flatten_jax.attention.softmax import Softmax
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
@@ -26,6 +27,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "mala": MALA,
     "mlla": MLLA,
     "mlla_core": MLLACore,
+    "polaformer": PolaFormer,
     "rala": RALA,
     "softmax": Softmax,
 }
