@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from flatten_jax.attention.agent import Agent
 from flatten_jax.attention.contract import Attention, Origin
+from flatten_jax.attention.flow import Flow
 from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.linear import Linear
@@ -21,6 +22,7 @@ from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 ATTENTIONS: dict[str, type[Attention]] = {
     "agent": Agent,
+    "flow": Flow,
     "focused": Focused,
     "inline": InLine,
     "linear": Linear,
