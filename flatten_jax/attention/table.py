@@ -17,6 +17,7 @@ from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.mlla import MLLA, MLLACore
 from flatten_jax.attention.polaformer import PolaFormer
 from flatten_jax.attention.rala import MALA, RALA
+from flatten_jax.attention.skipat import SkipAt
 from flatten_jax.attention.softmax import Softmax
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
@@ -31,6 +32,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "mlla_core": MLLACore,
     "polaformer": PolaFormer,
     "rala": RALA,
+    "skipat": SkipAt,
     "softmax": Softmax,
 }
 LETTERS = {"L": "focused", "S": "softmax"}  # those of the FLatten release
