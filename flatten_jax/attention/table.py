@@ -14,6 +14,7 @@ from flatten_jax.attention.circulant import Circulant
 from flatten_jax.attention.contract import Attention, Origin
 from flatten_jax.attention.cosformer import CosFormer
 from flatten_jax.attention.efficient import Efficient
+from flatten_jax.attention.flow import Flow
 from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.gla import GLA
 from flatten_jax.attention.gnconv import GnConv
@@ -29,7 +30,9 @@ from flatten_jax.attention.linformer import Linformer
 from flatten_jax.attention.litemla import LiteMLA
 from flatten_jax.attention.mhla import MHLA
 from flatten_jax.attention.mlla import MLLA, MLLACore
+from flatten_jax.attention.polaformer import PolaFormer
 from flatten_jax.attention.rala import MALA, RALA
+from flatten_jax.attention.skipat import SkipAt
 from flatten_jax.attention.softmax import Softmax
 from flatten_jax.attention.taylor import Taylor
 from flatten_jax.attention.taylorshift import TaylorShift
@@ -45,6 +48,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "circulant": Circulant,
     "cosformer": CosFormer,
     "efficient": Efficient,
+    "flow": Flow,
     "focused": Focused,
     "gla": GLA,
     "gnconv": GnConv,
@@ -62,7 +66,9 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "mhla": MHLA,
     "mlla": MLLA,
     "mlla_core": MLLACore,
+    "polaformer": PolaFormer,
     "rala": RALA,
+    "skipat": SkipAt,
     "softmax": Softmax,
     "t5": T5,
     "taylor": Taylor,
