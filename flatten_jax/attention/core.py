@@ -4,11 +4,13 @@ Sums over tokens are taken as means throughout: equal after a normaliser (its ep
 likewise), and within the range of half precision.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flatten_jax.attention.contract import Grid, Site
+from flatten_jax.ops.initializers import ConvInit
 
 EPSILON = 1e-6  # in the normaliser
 
@@ -158,3 +160,19 @@ def _bins(side: int, count: int) -> np.ndarray:
     low, high = np.arange(count) * side // count, -(-(np.arange(count) + 1) * side // count)
     inside = (np.arange(side) >= low[:, None]) & (np.arange(side) < high[:, None])
     return (inside / (high - low)[:, None]).astype(np.float32)
+
+
+class Kernel(nn.Module):
+    """The kernel of a convolution without bias, as an array: its one parameter `kernel`.
+
+    Attributes:
+        shape: (height, width, in, out), with in = 1 for a depthwise one.
+        conv_init: initial values.
+    """
+
+    shape: tuple[int, ...]
+    conv_init: ConvInit
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("kernel", self.conv_init.kernel, self.shape)

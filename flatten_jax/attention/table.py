@@ -12,6 +12,7 @@ from flatten_jax.attention.contract import Attention, Origin
 from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.linear import Linear
+from flatten_jax.attention.soft import SOFT, SOFTPlusPlus
 from flatten_jax.attention.softmax import Softmax
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
@@ -19,7 +20,9 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "focused": Focused,
     "inline": InLine,
     "linear": Linear,
+    "soft": SOFT,
     "softmax": Softmax,
+    "softpp": SOFTPlusPlus,
 }
 LETTERS = {"L": "focused", "S": "softmax"}  # those of the FLatten release
 
