@@ -212,6 +212,13 @@ def along_sequence(v: jax.Array, kernel: jax.Array) -> jax.Array:
 
 class Kernel(nn.Module):
     """The kernel of a convolution that has no bias, under the name of a module."""
+class Kernel(nn.Module):
+    """The kernel of a convolution without bias, as an array: its one parameter `kernel`.
+
+    Attributes:
+        shape: (height, width, in, out), with in = 1 for a depthwise one.
+        conv_init: initial values.
+    """
 
     shape: tuple[int, ...]
     conv_init: ConvInit

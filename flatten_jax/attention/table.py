@@ -33,6 +33,7 @@ from flatten_jax.attention.mlla import MLLA, MLLACore
 from flatten_jax.attention.polaformer import PolaFormer
 from flatten_jax.attention.rala import MALA, RALA
 from flatten_jax.attention.skipat import SkipAt
+from flatten_jax.attention.soft import SOFT, SOFTPlusPlus
 from flatten_jax.attention.softmax import Softmax
 from flatten_jax.attention.taylor import Taylor
 from flatten_jax.attention.taylorshift import TaylorShift
@@ -79,6 +80,9 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "ttt": TTT,
     "vicinity": Vicinity,
     "xca": XCA,
+    "soft": SOFT,
+    "softmax": Softmax,
+    "softpp": SOFTPlusPlus,
 }
 LETTERS = {"L": "focused", "S": "softmax"}  # those of the FLatten release
 
