@@ -70,7 +70,9 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "polaformer": PolaFormer,
     "rala": RALA,
     "skipat": SkipAt,
+    "soft": SOFT,
     "softmax": Softmax,
+    "softpp": SOFTPlusPlus,
     "t5": T5,
     "taylor": Taylor,
     "taylorshift": TaylorShift,
@@ -80,9 +82,6 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "ttt": TTT,
     "vicinity": Vicinity,
     "xca": XCA,
-    "soft": SOFT,
-    "softmax": Softmax,
-    "softpp": SOFTPlusPlus,
 }
 LETTERS = {"L": "focused", "S": "softmax"}  # those of the FLatten release
 
