@@ -18,9 +18,10 @@ from flatten_jax.attention import attention_options
 from flatten_jax.models import create_model, dummy_images, parameters_left_out
 from flatten_jax.models.create import classifier_of
 from flatten_jax.weights.convert import as_variables, flat
-from flatten_jax.weights.layout import Row, entries, is_buffer, layout, regrouped
+from flatten_jax.weights.layout import Row, entries, is_buffer, layout
 from flatten_jax.weights.match import Shape, check_entries
 from flatten_jax.weights.resample import fit
+from flatten_jax.weights.streams import regrouped
 from flatten_jax.weights.torch_file import FileInfo, read_torch
 
 FORMAT = "flatten_jax"  # `format` in the metadata of our own safetensors; PyTorch's says "pt"

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from make_fixtures import OPTIONS, weights
+from .make_fixtures import OPTIONS, weights
 from safetensors import safe_open
 
 import flatten_jax

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from make_fixtures import OPTIONS, weights
+from .make_fixtures import OPTIONS, weights
 
 import flatten_jax
 from flatten_jax.models import abstract_variables
