@@ -9,6 +9,8 @@ import numpy as np
 from flatten_jax.attention.contract import Grid, Sized
 from flatten_jax.weights.layout import Row
 
+POSITIONS = r"(absolute_)?pos_embed\d*"  # position embeddings of the families, one row for each token
+
 
 def bicubic(x: np.ndarray, size: Grid) -> np.ndarray:
     """(height, width, C) -> (*size, C) as PyTorch's F.interpolate(mode="bicubic", align_corners=False).
@@ -78,7 +80,7 @@ def fit(
         return _along(x, row.sized, known, target, shape)
     if x.shape[-1] != shape[-1]:
         return None
-    if re.fullmatch(r"(absolute_)?pos_embed\d*", leaf):
+    if re.fullmatch(POSITIONS, leaf):
         target, prefix = _embedding_grid(shape[1], rows)
         if source_rows:
             source, prefix = _embedding_grid(x.shape[1], source_rows)

@@ -1,6 +1,6 @@
-"""Projections of streams (q, k, v, ...), which hosts and originals group otherwise, and nothing of the weights differs."""
+"""Projections of streams (q, k, v, ...): hosts and originals group them otherwise, and the weights are the same."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -85,6 +85,11 @@ def _letters(
         found |= {letter: part for letter, part in zip(group, parts, strict=True)}
         used.append(name)
     return (found, used) if set(found) == set(wanted) else (None, [])
+
+
+def is_group(module: str, letters: Iterable[str]) -> bool:
+    """Whether a module's name consists of letters of streams, each once."""
+    return bool(module) and len(set(module)) == len(module) and set(module) <= set(letters)
 
 
 def _split(array: np.ndarray, letters: Sequence[tuple[str, int]]) -> list[np.ndarray]:
