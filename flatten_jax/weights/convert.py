@@ -1,6 +1,6 @@
 """PyTorch state dicts to Flax variables and back, by the rows of `layout`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -65,10 +65,10 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module, example: Any = None
     return {**found, **(window_buffers(model) if example is None else {})}
 
 
-def flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Variables by the names that `Row.ours` and our own files have."""
+def flat(variables: Mapping[str, Any], leaf: Callable[[Any], Any] = np.asarray) -> dict[str, Any]:
+    """Variables by the names that `Row.ours` and our own files have, each given to `leaf`."""
     return {
-        "/".join(path if collection == "params" else (collection, *path)): np.asarray(array)
+        "/".join(path if collection == "params" else (collection, *path)): leaf(array)
         for collection, tree in variables.items()
         for path, array in flatten_dict(dict(tree)).items()
     }

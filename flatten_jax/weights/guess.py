@@ -20,7 +20,7 @@ from flatten_jax.weights.match import Shape
 from flatten_jax.weights.resample import POSITIONS
 
 # Where the configs in the originals' files have options that no shape shows.
-_IN_CONFIG = {"focusing_factor": ("MODEL", "LA", "FOCUSING_FACTOR")}
+IN_CONFIG = {"focusing_factor": ("MODEL", "LA", "FOCUSING_FACTOR")}
 _NOT_OF_WEIGHTS = {"remat", "scan", "features_only", "feature_norm"}
 
 
@@ -79,7 +79,7 @@ def told_by_config(extra: Any) -> dict[str, Any]:
         extra: what a file holds beside the weights.
     """
     told = {}
-    for option, keys in _IN_CONFIG.items():
+    for option, keys in IN_CONFIG.items():
         value = extra
         for key in ("config", *keys):
             value = value.get(key) if isinstance(value, Mapping) else None

@@ -36,19 +36,21 @@ def regrouped(rows: Sequence[Row], arrays: Mapping[str, np.ndarray]) -> dict[str
     return arrays
 
 
-def by_letter(rows: Sequence[Row], arrays: Mapping[str, np.ndarray]) -> dict[tuple[str, ...], np.ndarray]:
-    """(collection, *path of the attention, letter, leaf) -> the part of a projection that makes this stream.
+def pieces(row: Row, array: np.ndarray) -> dict[tuple[str, ...], np.ndarray]:
+    """A variable by what it is made of, stream by stream, under names that do not depend on how streams are grouped.
 
     Args:
-        rows: of the model that the arrays are of.
-        arrays: by our names (`Row.ours`), in our layout.
+        row: of the variable.
+        array: in our layout.
+
+    Returns:
+        (collection, *path of the attention, letter, leaf) -> the part that makes this stream, in the order in which
+        they lie along the last axis; of what is no projection (collection, *path) -> all of it.
     """
-    return {
-        (row.collection, *row.path[:-2], letter, row.path[-1]): part
-        for row in rows
-        if row.letters
-        for (letter, _), part in zip(row.letters, _split(arrays[row.ours], row.letters), strict=True)
-    }
+    if not row.letters:
+        return {(row.collection, *row.path): array}
+    keys = ((row.collection, *row.path[:-2], letter, row.path[-1]) for letter, _ in row.letters)
+    return dict(zip(keys, _split(array, row.letters), strict=True))
 
 
 def _projections(rows: Sequence[Row]) -> Iterator[list[Row]]:
