@@ -211,8 +211,6 @@ def along_sequence(v: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 class Kernel(nn.Module):
-    """The kernel of a convolution that has no bias, under the name of a module."""
-class Kernel(nn.Module):
     """The kernel of a convolution without bias, as an array: its one parameter `kernel`.
 
     Attributes:
