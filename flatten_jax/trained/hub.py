@@ -45,7 +45,7 @@ def save_pretrained(
     Args:
         folder: made where it is not there; other files in it stay.
         model: from `create_model`.
-        variables: {"params": ...} of it.
+        variables: {"params": ...} of it, and its other collections.
         class_names: one for each label.
         resize_ratio: of the evaluation's resize over the model's size, for predictions (`eval.resize_ratio` of a run).
         evaluation: of these weights, as a run has it: {"eval/acc1": percent, "eval/acc5", "eval/loss", "eval/count"}.
