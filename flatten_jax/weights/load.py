@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from flatten_jax.attention import attention_options
 from flatten_jax.models import create_model, dummy_images, parameters_left_out
 from flatten_jax.models.create import classifier_of
+from flatten_jax.models.settings import attention_settings
 from flatten_jax.weights.convert import as_variables, flat
 from flatten_jax.weights.layout import Row, entries, is_buffer, layout, regrouped
 from flatten_jax.weights.match import Shape, check_entries
@@ -216,10 +216,7 @@ def _check_same_kind(label: str, name: str, saved: nn.Module, model: nn.Module) 
 
 
 def _meaning(model: nn.Module) -> dict[str, Any]:
-    stages = model.attentions()
-    used = sorted({name for names in stages for name in names})
-    options = {key: value for name in used for key, value in attention_options(name).items()}
-    return {"attn_type": stages, "num_heads": model.num_heads, **options, **dict(model.attn_options)}
+    return {"attn_type": model.attentions(), "num_heads": model.num_heads, **attention_settings(model)}
 
 
 def _hint(head: set[str], given: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str:
