@@ -32,7 +32,6 @@ class MLLACore(Attention):
     )
     streams: ClassVar[str] = ""
     takes_reduced: ClassVar[bool] = False
-    buffers: ClassVar[tuple[str, ...]] = ("rope.rotations",)
 
     @nn.compact
     def __call__(self, x: jax.Array, site: Site) -> jax.Array:
@@ -63,7 +62,6 @@ class MLLA(Attention):
     )
     streams: ClassVar[str] = ""
     takes_reduced: ClassVar[bool] = False
-    buffers: ClassVar[tuple[str, ...]] = ("attn.rope.rotations",)
 
     @nn.compact
     def __call__(self, x: jax.Array, site: Site) -> jax.Array:

@@ -185,7 +185,7 @@ def _convert(args: argparse.Namespace) -> None:
         from flatten_jax.training import checkpoint
 
         model = load.saved_model(load.read_weights(file)[2])
-        folder = checkpoint.save_weights(target, load.load_weights(file, model)["params"])
+        folder = checkpoint.save_weights(target, load.load_weights(file, model))
         print(f"written: {folder}, for --config.init_from={target} and --checkpoint={target}")
 
 

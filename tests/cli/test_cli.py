@@ -38,13 +38,13 @@ def test_a_run_is_exported_and_converted_back(tmp_path, capsys):
     """A checkpoint folder -> PyTorch's names -> a checkpoint folder again, with the same weights."""
     model = create_model("flatten_deit_t", num_classes=3, image_size=32)
     params = jax.jit(model.init)(jax.random.key(0), dummy_images(model))["params"]
-    save_weights(tmp_path / "run", params)
+    save_weights(tmp_path / "run", {"params": params})
     arguments = ["--model", "flatten_deit_t", "--num-classes", "3", "--image-size", "32"]
     main(["export", str(tmp_path / "run"), str(tmp_path / "out.safetensors"), *arguments])
     exported, expected = load_file(tmp_path / "out.safetensors"), to_torch({"params": params}, model)
     assert exported.keys() == expected.keys()
     main(["convert", str(tmp_path / "out.safetensors"), str(tmp_path / "back"), "--to-orbax"])
-    jax.tree.map(np.testing.assert_array_equal, load_weights(tmp_path / "back", model)[0], params)
+    jax.tree.map(np.testing.assert_array_equal, load_weights(tmp_path / "back", model)[0]["params"], params)
     assert "matched" in capsys.readouterr().out
 
 
