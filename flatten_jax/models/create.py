@@ -93,6 +93,8 @@ def create_model(name: str, **options: Any) -> Backbone:
         attn_options=nn.FrozenDict({k: v for k, v in {**published, **chosen}.items() if k in applicable})
     )
     for option, value in model.attn_options.items():
+        if isinstance(value, str) and not isinstance(of_attentions[option], str | None):
+            raise ValueError(f"{option}={value!r} must be of the kind of its default, {of_attentions[option]!r}")
         if isinstance(value, tuple) and len(value) != model.attn_entries:
             raise ValueError(
                 f"{option}={value} needs {model.attn_entries} entries, one for each stage (in DeiT, block)"
