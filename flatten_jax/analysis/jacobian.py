@@ -1,122 +1,120 @@
 """The matrix of any attention, found by asking it: how much each output takes of each value, by differentiation.
 
 Nothing here knows a mechanism. For fixed queries, keys and gates most are linear in their values, convolutions
-included, and the derivative is the matrix. Rows come one by one from the reverse mode, so a large matrix need not be.
+included, and the derivative is the matrix. Reverse mode gives its rows one by one, so a large one need not be whole.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flatten_jax.attention import Attention, Site
 
-LARGEST = 2**27  # entries of an answer: half a GiB
-_AT_ONCE = 2**24  # entries of the gradients that are computed together
+_AT_ONCE = 2**24  # numbers in the gradients that are computed together
 
 
-class Inputs(NamedTuple):
-    """What an attention is called with, as arrays.
+@flax.struct.dataclass
+class Call:
+    """A call of an attention: the module and a convolution of v that its host adds (CSwin's LePE), and their arrays.
 
     Attributes:
-        variables: of the attention.
-        x, site, streams: E examples, streams by their letters.
-        local: variables of a convolution of v that the host adds, or None.
+        attention, variables: the attention.
+        x, site, streams: what it is called with, E examples; streams by their letters.
+        local, local_variables: the convolution, or None.
     """
 
+    attention: Attention = flax.struct.field(pytree_node=False)
     variables: Mapping[str, Any]
     x: jax.Array
     site: Site
     streams: Mapping[str, jax.Array]
-    local: Mapping[str, Any] | None = None
+    local: nn.Module | None = flax.struct.field(pytree_node=False, default=None)
+    local_variables: Mapping[str, Any] | None = None
+
+    def examples(self, which: slice) -> "Call":
+        """The same for some of the examples."""
+
+        def of_site(shared: jax.Array) -> jax.Array:
+            return shared if len(shared) == 1 else shared[np.arange(len(self.x))[which] % len(shared)]
+
+        streams = {letter: stream[which] for letter, stream in self.streams.items()}
+        return self.replace(x=self.x[which], site=jax.tree.map(of_site, self.site), streams=streams)
+
+    def with_values(self, v: jax.Array) -> "Call":
+        """The same with other values."""
+        return self.replace(streams={**self.streams, "v": v})
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def output(attention: Attention, local: nn.Module | None, inputs: Inputs) -> jax.Array:
-    """(E, N, C): what the attention gives, with the convolution of v that its host adds (CSwin's LePE)."""
-    streams = (inputs.streams[letter] for letter in attention.streams)
+@jax.jit
+def output(call: Call) -> jax.Array:
+    """(E, N, C) what the attention gives, the host's convolution added."""
     with jax.default_matmul_precision("highest"):
-        out = attention.apply(inputs.variables, inputs.x, inputs.site, *streams)
-        if local is None:
+        streams = (call.streams[letter] for letter in call.attention.streams)
+        out = call.attention.apply(call.variables, call.x, call.site, *streams)
+        if call.local is None:
             return out
-        v = inputs.streams["v"]
-        return out + local.apply(inputs.local, v.reshape(-1, *inputs.site.grid, v.shape[2])).reshape(out.shape)
+        v = call.streams["v"].reshape(-1, *call.site.grid, call.streams["v"].shape[2])
+        return out + call.local.apply(call.local_variables, v).reshape(out.shape)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def rows(
-    attention: Attention,
-    local: nn.Module | None,
-    inputs: Inputs,
-    tokens: jax.Array,
-    outputs: jax.Array,
-    values: jax.Array,
-) -> jax.Array:
-    """Rows of matrices of an attention in its values v, each for a set of channels.
+@jax.jit
+def rows(call: Call, tokens: jax.Array, outputs: jax.Array, values: jax.Array) -> jax.Array:
+    """Rows of the derivative of the output with respect to the values v.
 
     Args:
-        tokens: (R,) the queries n whose rows are wanted.
-        outputs: (S, C) weights of the output's channels in each set.
-        values: (S, C of v) of those of v.
+        tokens: (R,) the outputs n whose rows are wanted.
+        outputs, values: (S, C) and (S, C of v): weights of their channels, for S matrices.
 
     Returns:
-        (E, S, R, M), the sum over channels c and e of outputs[c] d output[n, c] / d v[m, e] values[e].
+        (E, S, R, M): the sum over channels c and e of outputs[s, c] d output[n, c] / d v[m, e] values[s, e].
     """
 
-    def row(pull: Callable, shape: tuple[int, ...], asked: tuple[jax.Array, ...]) -> jax.Array:
-        token, out, v = asked
-        return pull(jnp.zeros(shape).at[:, token].set(out))[0] @ v
+    def of(gradient: jax.Array, weights: jax.Array) -> jax.Array:
+        return gradient @ weights
 
-    asked = (jnp.tile(tokens, len(outputs)), *(jnp.repeat(a, len(tokens), axis=0) for a in (outputs, values)))
-    found = _map(partial(_of_values, attention, local, inputs), inputs.streams["v"], row, asked)  # (S R, E, M)
+    asked = jnp.tile(tokens, len(outputs)), *(jnp.repeat(a, len(tokens), axis=0) for a in (outputs, values))
+    found = _pulled(lambda v: output(call.with_values(v)), call.streams["v"], of, *asked)
     return found.reshape(len(outputs), len(tokens), *found.shape[1:]).transpose(2, 0, 1, 3)
 
 
-@partial(jax.jit, static_argnums=(0,))
-def token_rows(attention: Attention, inputs: Inputs, tokens: jax.Array) -> jax.Array:
-    """(E, R, N): |d output[n] / d x[m]|, the Frobenius norm over channels, for an attention that has no values.
+@jax.jit
+def token_rows(call: Call, tokens: jax.Array) -> jax.Array:
+    """(E, R, N): |d output[n] / d x[m]|, Frobenius norms over channels, for outputs n in `tokens` (R,)."""
 
-    Args:
-        tokens: (R,) the outputs n.
-    """
+    def of(gradient: jax.Array, _: None) -> jax.Array:
+        return (gradient**2).sum(axis=2)
 
-    def of_tokens(x: jax.Array) -> jax.Array:
-        return output(attention, None, inputs._replace(x=x))
-
-    def squares(pull: Callable, shape: tuple[int, ...], asked: tuple[jax.Array, ...]) -> jax.Array:
-        token, channel = asked
-        return (pull(jnp.zeros(shape).at[:, token, channel].set(1))[0] ** 2).sum(axis=2)
-
-    channels = jax.eval_shape(of_tokens, inputs.x).shape[2]
-    asked = (jnp.repeat(tokens, channels), jnp.tile(jnp.arange(channels), len(tokens)))
-    found = _map(of_tokens, inputs.x, squares, asked)
-    return jnp.sqrt(found.reshape(len(tokens), channels, *found.shape[1:]).sum(axis=1)).swapaxes(0, 1)
+    channels = jnp.eye(jax.eval_shape(output, call).shape[2])
+    asked = jnp.repeat(tokens, len(channels)), jnp.tile(channels, (len(tokens), 1)), None
+    found = _pulled(lambda x: output(call.replace(x=x)), call.x, of, *asked)
+    return jnp.sqrt(found.reshape(len(tokens), len(channels), *found.shape[1:]).sum(axis=1)).swapaxes(0, 1)
 
 
-def _map(function: Callable, at: jax.Array, row: Callable, asked: tuple[jax.Array, ...]) -> jax.Array:
-    """row(pull, shape of the output, one of `asked`) for each of them, where pull is the derivative's transpose."""
+def _pulled(function: Callable, at: jax.Array, of: Callable, tokens: jax.Array, outputs: jax.Array, more: Any) -> Any:
+    """of(gradient of outputs[i] . output[tokens[i]] with respect to `at`, more[i]), for all i."""
     out, pull = jax.vjp(function, at)
-    return jax.lax.map(partial(row, pull, out.shape), asked, batch_size=max(1, _AT_ONCE // at.size))
+
+    def row(asked: tuple[jax.Array, ...]) -> jax.Array:
+        token, weights, further = asked
+        return of(pull(jnp.zeros_like(out).at[:, token].set(weights))[0], further)
+
+    return jax.lax.map(row, (tokens, outputs, more), batch_size=max(1, _AT_ONCE // at.size))
 
 
-def is_linear(attention: Attention, local: nn.Module | None, inputs: Inputs) -> bool:
+def is_linear(call: Call) -> bool:
     """Whether the output is linear in v, plus a constant: whether its derivative is the same at other values."""
-    v = inputs.streams["v"]
+    v = call.streams["v"]
     other = jax.random.normal(jax.random.key(0), v.shape) * (v.std() or 1)
-    here, there = (np.asarray(_pulled(attention, local, inputs, values)) for values in (v, other))
+    here, there = (np.asarray(_random_gradient(call, values)) for values in (v, other))
     return bool(np.abs(here - there).max() <= 1e-5 * np.abs(here).max())
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _pulled(attention: Attention, local: nn.Module | None, inputs: Inputs, v: jax.Array) -> jax.Array:
-    """What the derivative's transpose at v makes of a random output."""
-    out, pull = jax.vjp(partial(_of_values, attention, local, inputs), v)
+@jax.jit
+def _random_gradient(call: Call, v: jax.Array) -> jax.Array:
+    out, pull = jax.vjp(lambda v: output(call.with_values(v)), v)
     return pull(jax.random.normal(jax.random.key(1), out.shape))[0]
-
-
-def _of_values(attention: Attention, local: nn.Module | None, inputs: Inputs, v: jax.Array) -> jax.Array:
-    return output(attention, local, inputs._replace(streams={**inputs.streams, "v": v}))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flatten_jax.analysis.capture import Layer
+from flatten_jax.analysis.layer import Layer
 from flatten_jax.analysis.matrices import distance, entropy
 
 # What queries and keys are put through beside their own attention: both have no parameters.
@@ -33,7 +33,6 @@ class BlockProfile(NamedTuple):
 def depth_profile(layers: Sequence[Layer], image_size: tuple[int, int], queries: int = 64) -> list[BlockProfile]:
     """A profile of each block: of attention alone, without local branches that can be left out.
 
-    Attentions that make their values themselves are one head, and have the influence of their input's tokens instead.
     Padding and class tokens as queries are left out.
 
     Args:
@@ -48,9 +47,9 @@ def depth_profile(layers: Sequence[Layer], image_size: tuple[int, int], queries:
         places = places[:, tokens]
         on_picture = ((places >= 0) & (places < grid)).all(axis=-1)  # not NaN, a class token
         apart_from = places[:, None] * pixels, key_places[:, None] * pixels
-        ask, means = layer.attention if layer.has_values else layer.token_influence, []
-        for start in range(0, len(layer.x), len(places)):  # the windows of a picture
-            matrix = ask(slice(start, start + len(places)), tokens)
+        means = []
+        for start in range(0, len(layer.output), len(places)):  # the windows of a picture
+            matrix = layer.attention(slice(start, start + len(places)), tokens)
             for values in (entropy(matrix), distance(matrix, *apart_from)):
                 means.append(values.swapaxes(1, 2)[on_picture].mean(axis=0))
         uniform = float(np.log(key_places.shape[1]))
@@ -96,22 +95,20 @@ def query_maps(
 
 
 def variants(layer: Layer) -> dict[str, Layer]:
-    """title -> the queries and keys of a layer through one attention after the other: the `REFERENCES`, then its own
-    without and with its local branch. For an attention that makes its values itself only its own. The title says
-    where the matrix is a derivative, see `Layer`.
+    """title -> the queries, keys and values of a layer through one attention after the other: the `REFERENCES`, then
+    its own without and with its local branch. For an attention that makes its values itself only its own.
 
     One trained model, so the other attentions are not what they would be in a model trained with them.
     """
-    if not layer.has_values:
-        return {f"{layer.kind}, influence of tokens": layer}
-    found = {}
-    for name in REFERENCES:
-        if name != layer.kind and layer.fits(name):
-            found[name] = layer.through(name)
+    found = {name: layer.through(name) for name in REFERENCES if name != layer.kind}
     found[layer.kind] = layer.without_branch()
     if layer.has_branch:
         found[f"{layer.kind} + local branch"] = layer
-    return {title if variant.linear else f"{title}, derivative": variant for title, variant in found.items()}
+    return {_title(name, variant): variant for name, variant in found.items() if variant is not None}
+
+
+def _title(name: str, layer: Layer) -> str:
+    return name if layer.shows == "matrix" else f"{name}, {layer.shows}"
 
 
 def of_block(layers: Sequence[Layer], block: int) -> list[Layer]:

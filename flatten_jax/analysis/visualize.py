@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from flatten_jax.analysis import figures
-from flatten_jax.analysis.capture import Layer, capture
+from flatten_jax.analysis.capture import capture
+from flatten_jax.analysis.layer import Layer
 from flatten_jax.analysis.matrices import numerical_rank, singular_values
 from flatten_jax.analysis.profile import depth_profile, of_block, query_maps, variants
 from flatten_jax.models.images import normalize
