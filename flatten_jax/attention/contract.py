@@ -104,7 +104,7 @@ class Attention(nn.Module):
         takes_windows: whether it works inside windows and stripes.
         takes_before: whether it uses `site.before`.
         linear_cost: whether its cost grows linearly with the number of tokens.
-        per_example: whether an example's result is its own in evaluation, and not its batch-mates' too.
+        independent: whether an example's result is its own in evaluation, and not its batch-mates' too.
         sized: parameter -> how it belongs to the number of tokens.
         original: our layer or stream -> its name in the original, where that is another: {"q": "q_proj", ...}.
         pointwise: our layers that are 1 x 1 convolutions in the original.
@@ -125,7 +125,7 @@ class Attention(nn.Module):
     takes_windows: ClassVar[bool] = True
     takes_before: ClassVar[bool] = False
     linear_cost: ClassVar[bool] = True
-    per_example: ClassVar[bool] = True
+    independent: ClassVar[bool] = True
     sized: ClassVar[Mapping[str, Sized]] = {}
     original: ClassVar[Mapping[str, str]] = {}
     pointwise: ClassVar[tuple[str, ...]] = ()

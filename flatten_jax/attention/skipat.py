@@ -16,7 +16,7 @@ from flatten_jax.ops.initializers import torch_conv_kernel
 
 
 def channel_attention(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """x sigmoid(sum_i kernel_i mean_{c+i-1}): channels gated by the token means of themselves and their neighbours (ECA).
+    """x sigmoid(sum_i kernel_i mean_{c+i-1}): channels gated by means of themselves and neighbours (ECA).
 
     Args:
         x: (B, N, C).

@@ -13,6 +13,9 @@ def add_convert(commands: Any) -> None:
     command.add_argument("target", help="a .safetensors file to write; with --to-orbax a folder")
     add_model_arguments(command)
     command.add_argument("--new-head", action="store_true", help="make a new classifier instead of loading it")
+    command.add_argument(
+        "--new-attention", action="store_true", help="make new what another attention than the file's needs"
+    )
     command.add_argument("--to-orbax", action="store_true", help="write a checkpoint folder for main.py as well")
     command.set_defaults(run=convert)
 
@@ -22,7 +25,8 @@ def convert(args: argparse.Namespace) -> None:
 
     target = Path(args.target)
     file = target / "weights.safetensors" if args.to_orbax else target
-    options = dict(ema=args.ema, new_head=args.new_head, overwrite=args.overwrite, **model_options(args))
+    new = dict(new_head=args.new_head, new_attention=args.new_attention)
+    options = dict(ema=args.ema, overwrite=args.overwrite, **new, **model_options(args))
     print(files.convert_file(args.source, file, args.model, **options))
     print(f"written: {file}")
     if args.to_orbax:

@@ -99,7 +99,7 @@ def test_it_works_in_every_host_or_says_why_not(name, host):
     for path, array in {**flatten_dict(of_params), **looked_at, "output": out}.items():
         assert np.isfinite(array).all(), path
         assert np.any(array) or path in idle, path
-    assert not cls.per_example or not np.any(of_x[1]), "an example looks at another"
+    assert not cls.independent or not np.any(of_x[1]), "an example looks at another"
 
 
 @every
