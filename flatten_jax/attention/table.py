@@ -12,6 +12,7 @@ from flatten_jax.attention.care import Care
 from flatten_jax.attention.circulant import Circulant
 from flatten_jax.attention.contract import Attention, Origin
 from flatten_jax.attention.focused import Focused
+from flatten_jax.attention.gla import GLA
 from flatten_jax.attention.gnconv import GnConv
 from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.linear import Linear
@@ -24,6 +25,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "care": Care,
     "circulant": Circulant,
     "focused": Focused,
+    "gla": GLA,
     "gnconv": GnConv,
     "inline": InLine,
     "linear": Linear,
