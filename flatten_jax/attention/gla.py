@@ -1,4 +1,4 @@
-"""Gated linear attention of ViG (Liao et al., AAAI 2025, arXiv 2405.18425): a scan of the tokens in both directions."""
+"""Gated linear attention in both directions, of ViG (Liao et al., AAAI 2025, arXiv 2405.18425)."""
 
 from typing import ClassVar
 
@@ -7,83 +7,85 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Attention, Origin, Site, heads, on_grid
-from flatten_jax.attention.core import Kernel, wide
+from flatten_jax.attention.core import wide
 from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.depthwise import depthwise_conv
+from flatten_jax.ops.rms_norm import RMSNorm
 
-CHUNK = 16  # tokens whose scores are formed; between chunks only states are handed on
-RANK = 16  # of the gates' projection
+CHUNK = 8
+FLOOR = -20.0  # of log gates: half a chunk of them stays within the range of exp, and exp of it is below float32's eps
 
 
-def gated_recurrence(q: jax.Array, k: jax.Array, v: jax.Array, log_gate: jax.Array) -> jax.Array:
-    """o_n = q_n S_n with S_n = diag(exp g_n) S_(n-1) + k_n^T v_n, token after token: the definition.
+def gated_recurrence(q: jax.Array, k: jax.Array, v: jax.Array, log_gates: jax.Array) -> jax.Array:
+    """o_n = d^-1/2 q_n S_n, S_n = diag(exp g_n) S_(n-1) + k_n^T v_n, token by token: the definition, slow.
 
     Args:
-        q, k, log_gate: (B, N, h, d), log_gate at most 0.
+        q, k, log_gates: (B, N, h, d); log gates g are negative.
         v: (B, N, h, e).
 
     Returns:
-        (B, N, h, e).
+        (B, N, h, e) in float32 at least.
     """
 
     def step(state: jax.Array, token: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        q, k, v, gate = token
-        state = jnp.exp(gate)[..., None] * state + k[..., None] * v[..., None, :]
+        q, k, v, g = token
+        state = jnp.exp(g)[..., None] * state + k[..., None] * v[..., None, :]
         return state, jnp.einsum("bhd,bhde->bhe", q, state)
 
-    state = jnp.zeros((*k.shape[:1], *k.shape[2:], v.shape[3]), jnp.result_type(k, v))
-    tokens = tuple(x.swapaxes(0, 1) for x in (q, k, v, log_gate))
-    return jax.lax.scan(step, state, tokens)[1].swapaxes(0, 1)
+    tokens = tuple(wide(a).swapaxes(0, 1) for a in (q, k, v, log_gates))
+    state = jnp.zeros((q.shape[0], *q.shape[2:], v.shape[3]), tokens[0].dtype)
+    return jax.lax.scan(step, state, tokens)[1].swapaxes(0, 1) * q.shape[-1] ** -0.5
 
 
-def gated_attention(q: jax.Array, k: jax.Array, v: jax.Array, log_gate: jax.Array) -> jax.Array:
-    """`gated_recurrence` as matrix products over chunks of tokens, in float32.
+def gated_attention(q: jax.Array, k: jax.Array, v: jax.Array, log_gates: jax.Array) -> jax.Array:
+    """`gated_recurrence` by products of matrices: within chunks of tokens scores, between chunks states.
 
-    Inside a chunk the score of query n and key j <= n is sum_d q_n k_j exp(sum of the gates from j + 1 to n), whose
-    exponents are never positive. What earlier chunks left is a product with their state. A loop runs over the states of
-    chunks alone.
+    With b_t the sum of log gates from the start of a chunk to t, the weight of token s <= t of the same chunk is
+    (q_t exp(b_t - m)) . (k_s exp(m - b_s)), m being b in the middle of the chunk, so that neither exponential leaves
+    float32. Log gates below -20 are taken as -20. Products are in the dtype of v, float16's in float32.
+
+    Args, Returns: those of `gated_recurrence`.
     """
-    tokens, num_heads = q.shape[1:3]
-    q, k, v, g = (
-        jnp.pad(wide(x), ((0, 0), (0, -tokens % CHUNK), (0, 0), (0, 0)))
-        .reshape(x.shape[0], -1, CHUNK, num_heads, x.shape[3])
-        .swapaxes(2, 3)  # (B, chunks, h, CHUNK, ·)
-        for x in (q, k, v, log_gate)
-    )
-    total = jnp.cumsum(g, axis=3)  # gates from the start of the chunk up to each token
-    causal = jnp.tril(jnp.ones((CHUNK, CHUNK), bool))[..., None]
-    since = jnp.where(causal, total[:, :, :, :, None] - total[:, :, :, None], -jnp.inf)
-    scores = jnp.einsum("bchnd,bchmd,bchnmd->bchnm", q, k, jnp.exp(since))
-    inside = jnp.einsum("bchnm,bchme->bchne", scores, v)
+    tokens, compute = v.shape[1], wide(v).dtype if v.dtype == jnp.float16 else v.dtype
+    log_gates = jnp.clip(wide(log_gates), FLOOR, 0)
 
-    last = total[:, :, :, -1]
-    left = jnp.einsum("bchmd,bchme->bchde", k * jnp.exp(last[:, :, :, None] - total), v)
+    def chunks(a: jax.Array) -> jax.Array:
+        a = jnp.pad(a, ((0, 0), (0, -tokens % CHUNK), (0, 0), (0, 0)))
+        return a.reshape(a.shape[0], -1, CHUNK, *a.shape[2:])
 
-    def hand_on(state: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        decay, new = chunk
-        return decay[..., None] * state + new, state
+    def product(equation: str, *arrays: jax.Array) -> jax.Array:
+        arrays = (a.astype(compute) for a in arrays)
+        return jnp.einsum(equation, *arrays, preferred_element_type=log_gates.dtype)
 
-    chunks = jnp.exp(last).swapaxes(0, 1), left.swapaxes(0, 1)
-    before = jax.lax.scan(hand_on, jnp.zeros_like(left[:, 0]), chunks)[1].swapaxes(0, 1)
-    out = inside + jnp.einsum("bchnd,bchde->bchne", q * jnp.exp(total), before)
-    return out.swapaxes(2, 3).reshape(out.shape[0], -1, num_heads, v.shape[4])[:, :tokens]
+    q, k, v, b = (chunks(a) for a in (wide(q) * q.shape[-1] ** -0.5, wide(k), v, log_gates))
+    b = jnp.cumsum(b, axis=2)
+    middle, last = b[:, :, CHUNK // 2 - 1, None], b[:, :, -1:]
 
+    scores = product("bcthd,bcshd->bchts", q * jnp.exp(b - middle), k * jnp.exp(middle - b))
+    scores = jnp.where(jnp.tril(jnp.ones((CHUNK, CHUNK), bool)), scores, 0)
+    inside = product("bchts,bcshe->bcthe", scores, v)
 
-def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float = 1e-6) -> jax.Array:
-    """x / sqrt(mean x^2 + epsilon) * scale over the last axis, in float32."""
-    x = wide(x)
-    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + epsilon) * scale
+    made = product("bcshd,bcshe->bchde", k * jnp.exp(last - b), v)
+    kept = jnp.exp(last[:, :, 0])[..., None]
+    _, states = jax.lax.associative_scan(lambda a, b: (a[0] * b[0], b[0] * a[1] + b[1]), (kept, made), axis=1)
+    before = jnp.pad(states[:, :-1], ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))
+    out = inside + product("bcthd,bchde->bcthe", q * jnp.exp(b), before)
+    return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :tokens]
 
 
 class GLA(Attention):
-    """`gated_attention` of the raster forwards and backwards, halved, and a gated mean of it with its own input.
+    """The mean of `gated_attention` over tokens row by row and in the opposite order, with gates of their own.
 
-    It makes all layers itself: `in_proj_0`, a 3 x 3 depthwise convolution from which all follows; `qkv_proj` with q and
-    k of half the width; `gk_proj_0` and `gk_proj_1`, the log gates of both directions, logsigmoid(.) / 16; `g_proj`,
-    whose sigmoid t weighs t norm(o) + (1 - t) norm(input), norms per head (`g_norm`, `l_norm`); `o_proj`.
+    s = a 3 x 3 depthwise convolution of x without bias (`in_proj_0`). Of s are made q and k, C / 2 channels each, and v
+    (`qkv_proj`), the log gates of both directions logsigmoid(`gk_proj_1`(`gk_proj_0` s)) / 16, and t = sigmoid(`g_proj`
+    s). The result is RMS(o) t + RMS(s) (1 - t) within heads (`g_norm`, `l_norm`), then `o_proj`. There is no feature
+    map and no denominator.
 
     Attributes:
-        act: silu after the convolution and before `o_proj`, as in ViG-T.
+        use_act_in_conv, use_out_act: a SiLU after the convolution, before `o_proj` (both in ViG-T only).
+        gate_low_rank_dim: width between the two layers of the gates.
+        gate_logit_normalizer: the 16 above.
+        half_in_eval: o is halved again outside of training, as plain ViG does; the norm hides it up to its epsilon.
     """
 
     origin: ClassVar[Origin] = Origin(
@@ -91,50 +93,54 @@ class GLA(Attention):
         arxiv="2405.18425",
         code="hustvl/ViG@dfb9d32",
         licence="MIT",
-        formula="o_n = q_n S_n, S_n = diag(g_n) S_(n-1) + k_n^T v_n, forwards + backwards, gated",
+        formula="RMS(o) t + RMS(s) (1 - t), o_n = q_n S_n, S_n = diag(exp g_n) S_(n-1) + k_n^T v_n, both ways",
     )
     streams: ClassVar[str] = ""
     takes_prefix: ClassVar[bool] = False
     takes_reduced: ClassVar[bool] = False
 
-    act: bool = False
+    use_act_in_conv: bool = False
+    use_out_act: bool = False
+    gate_low_rank_dim: int = 16
+    gate_logit_normalizer: float = 16.0
+    half_in_eval: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, site: Site) -> jax.Array:
-        channels = x.shape[2]
-        if channels % (2 * self.num_heads):
-            raise ValueError(f"{channels=} is not divisible by twice num_heads={self.num_heads}")
-        kernel = Kernel((3, 3, 1, channels), self.conv_init, name="in_proj_0")()[:, :, 0]
-        s = depthwise_conv(on_grid(x, site), kernel).reshape(x.shape)
-        s = nn.silu(s) if self.act else s
+        channels, h = x.shape[2], self.num_heads
+        if channels % (2 * h):
+            raise ValueError(
+                f"{channels=} must be divisible by 2 num_heads={2 * h}: queries and keys have half of them"
+            )
+        (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
+        kernel = self.conv_init.kernel
+        s = depthwise_conv(on_grid(x, site), _Kernel(channels, kernel, name="in_proj_0")()).reshape(x.shape)
+        s = jax.nn.silu(s) if self.use_act_in_conv else s
 
-        def linear(width: int, name: str, bias: bool = False) -> Dense:
-            return Dense(width, use_bias=bias, dtype=self.dtype, name=name)
+        def dense(features: int, name: str, bias: bool = False, y: jax.Array = s) -> jax.Array:
+            return Dense(features, use_bias=bias, dtype=self.dtype, name=name)(y)
 
-        qkv = linear(2 * channels, "qkv_proj")(s)
-        gates = linear(channels, "gk_proj_1", bias=True)(linear(RANK, "gk_proj_0")(s))
-        gates = nn.log_sigmoid(wide(gates)) / 16
         half = channels // 2
-        q, k, v = (heads(a, self.num_heads) for a in jnp.split(qkv, [half, channels], axis=-1))
-        q = wide(q) * q.shape[-1] ** -0.5
-        forwards, backwards = (heads(a, self.num_heads) for a in jnp.split(gates, 2, axis=-1))
-        back = [jnp.flip(a, axis=1) for a in (q, k, v, backwards)]
-        out = (gated_attention(q, k, v, forwards) + jnp.flip(gated_attention(*back), axis=1)) / 2
+        qkv = jnp.split(dense(2 * channels, "qkv_proj"), [half, channels], axis=-1)
+        logits = dense(channels, "gk_proj_1", True, dense(self.gate_low_rank_dim, "gk_proj_0"))
+        gates = jnp.split(jax.nn.log_sigmoid(wide(logits)) / self.gate_logit_normalizer, 2, axis=-1)
+        q, k, v, forward, backward = (heads(a, h) for a in (*qkv, *gates))
+        back = (jnp.flip(a, axis=1) for a in (q, k, v, backward))
+        out = (gated_attention(q, k, v, forward) + jnp.flip(gated_attention(*back), axis=1)) / 2
+        out = out / 2 if self.half_in_eval and not site.train else out
 
-        normed, own = (
-            rms_norm(a, _Scale(out.shape[-1], name=name)()).reshape(x.shape)
-            for a, name in ((out, "g_norm"), (heads(s, self.num_heads), "l_norm"))
-        )
-        share = nn.sigmoid(wide(linear(channels, "g_proj", bias=True)(s)))
-        y = normed * share + own * (1 - share)
-        return linear(channels, "o_proj")((nn.silu(y) if self.act else y).astype(s.dtype))
+        t = jax.nn.sigmoid(wide(heads(dense(channels, "g_proj", True), h)))
+        y = RMSNorm(name="g_norm")(out) * t + RMSNorm(name="l_norm")(heads(s, h)) * (1 - t)
+        y = (jax.nn.silu(y) if self.use_out_act else y).reshape(x.shape)
+        return dense(channels, "o_proj", y=y)
 
 
-class _Scale(nn.Module):
-    """The weight of a norm under a module's name."""
+class _Kernel(nn.Module):
+    """The kernel (3, 3, C) of a depthwise convolution without bias."""
 
     features: int
+    init: nn.initializers.Initializer
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        return self.param("scale", nn.initializers.ones, (self.features,))
+        return self.param("kernel", self.init, (3, 3, 1, self.features))[:, :, 0]

@@ -52,8 +52,8 @@ def test_a_step_goes_along_the_gradient_of_the_loss():
     for new, old, g in zip(train_glu(k, v, w1, w2, 0.5), (w1, w2), jax.grad(loss(glu), (0, 1))(w1, w2), strict=True):
         np.testing.assert_allclose(new[0], old - clipped(g, 1), atol=1e-6)
     weights = (w1, w2, w3)
-    trained = train_swiglu(k, v, *weights, rate=0.5)
-    for new, old, g in zip(trained, weights, jax.grad(loss(swiglu), (0, 1, 2))(*weights), strict=True):
+    step = train_swiglu(k, v, *weights, rate=0.5)
+    for new, old, g in zip(step, weights, jax.grad(loss(swiglu), (0, 1, 2))(*weights), strict=True):
         np.testing.assert_allclose(new[0], old - g, atol=1e-6)
 
 
