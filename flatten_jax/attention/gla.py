@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Attention, Origin, Site, heads, on_grid
-from flatten_jax.attention.core import wide
+from flatten_jax.attention.core import Kernel, wide
 from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.depthwise import depthwise_conv
 from flatten_jax.ops.rms_norm import RMSNorm
@@ -113,8 +113,8 @@ class GLA(Attention):
                 f"{channels=} must be divisible by 2 num_heads={2 * h}: queries and keys have half of them"
             )
         (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
-        kernel = self.conv_init.kernel
-        s = depthwise_conv(on_grid(x, site), _Kernel(channels, kernel, name="in_proj_0")()).reshape(x.shape)
+        kernel = Kernel((3, 3, 1, channels), self.conv_init, name="in_proj_0")()[:, :, 0]
+        s = depthwise_conv(on_grid(x, site), kernel).reshape(x.shape)
         s = jax.nn.silu(s) if self.use_act_in_conv else s
 
         def dense(features: int, name: str, bias: bool = False, y: jax.Array = s) -> jax.Array:
@@ -133,14 +133,3 @@ class GLA(Attention):
         y = RMSNorm(name="g_norm")(out) * t + RMSNorm(name="l_norm")(heads(s, h)) * (1 - t)
         y = (jax.nn.silu(y) if self.use_out_act else y).reshape(x.shape)
         return dense(channels, "o_proj", y=y)
-
-
-class _Kernel(nn.Module):
-    """The kernel (3, 3, C) of a depthwise convolution without bias."""
-
-    features: int
-    init: nn.initializers.Initializer
-
-    @nn.compact
-    def __call__(self) -> jax.Array:
-        return self.param("kernel", self.init, (3, 3, 1, self.features))[:, :, 0]
