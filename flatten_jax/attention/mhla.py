@@ -105,6 +105,7 @@ class MHLA(Attention):
     takes_prefix: ClassVar[bool] = False
     takes_reduced: ClassVar[bool] = False
     takes_windows: ClassVar[bool] = False
+    linear_cost: ClassVar[bool] = False  # blocks of one size grow in number, and mix in pairs
     sized: ClassVar[Mapping[str, Sized]] = {"piece_attn": Sized(axis=0, along="fixed", of="queries")}
     original: ClassVar[Mapping[str, str]] = {"piece_attn": "piece_attn.conv.weight", "to_out": "to_out.0"}
 

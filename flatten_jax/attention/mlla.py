@@ -57,8 +57,7 @@ class MLLA(Attention):
     """
 
     origin: ClassVar[Origin] = MLLACore.origin._replace(
-        formula="(core(y) * silu(x Wa)) Wo, y = silu(dwc(x Wi)), "
-        "core(y) = R q (sum R k_j^T y_j) / (q . sum k_j) + dwc(y), q = elu(y Wq) + 1, k = elu(y Wk) + 1"
+        formula="(core(y) * silu(x Wa)) Wo, y = silu(dwc(x Wi)), core: R q (sum R k_j^T y_j) / (q . sum k_j) + dwc(y)",
     )
     streams: ClassVar[str] = ""
     takes_reduced: ClassVar[bool] = False

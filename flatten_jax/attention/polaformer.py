@@ -73,8 +73,7 @@ class PolaFormer(Attention):
         arxiv="2501.15061",
         code="ZacharyMeng/PolaFormer@44cdd39",
         licence="MIT",
-        formula="([Q (K^T v1) / (Q . sum K), Q' (K^T v2) / (Q' . sum K)] + dwc(v)) * g, "
-        "K = [k+, k-], Q = [q+, q-], Q' = [q-, q+], x+ = relu(x)^p, x- = relu(-x)^p",
+        formula="([LA(q+ q-, k+ k-) v1, LA(q- q+, k+ k-) v2] + dwc(v)) * g, x+ = relu(x)^p, x- = relu(-x)^p",
     )
     streams: ClassVar[str] = "qkvg"
     sized: ClassVar[Mapping[str, Sized]] = {"positional_encoding": Sized(axis=1)}

@@ -124,6 +124,7 @@ class SOFT(Attention):
         formula="K(q, l) K(l, l)^-1 K(l, q) v + conv(v), K(a, b) = exp(-|a - b|^2 / 2), l = gelu(norm(patches of q))",
     )
     streams: ClassVar[str] = "qv"
+    linear_cost: ClassVar[bool] = False  # landmarks grow with the tokens
     takes_prefix: ClassVar[bool] = False
     takes_reduced: ClassVar[bool] = False
     original: ClassVar[Mapping[str, str]] = {

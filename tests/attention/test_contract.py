@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import flatten_jax
-from flatten_jax.attention import ATTENTIONS, Site, attention_options
+from flatten_jax.attention import ATTENTIONS, Attention, Site, attention_options
 from flatten_jax.hosts import QKVAttention, ReducedAttention, StripeAttention, WindowAttention
 from flatten_jax.models import abstract_variables, create_model
 from flatten_jax.models.flops import products
@@ -124,7 +124,7 @@ def test_parameters_that_belong_to_a_number_of_tokens_are_declared(name):
         )
         for g in (GRID, (8, 12))
     )
-    sizes = {"tokens": (32, 96), "rows": (4, 8), "columns": (8, 12)}
+    sizes = {"tokens": (32, 96), "rows": (4, 8), "columns": (8, 12), "side": (8, 12)}
     changed = {path[-1] for path in small if path not in large or small[path].shape != large[path].shape}
     assert changed - {"relative_position_bias_table"} <= set(ATTENTIONS[name].sized)
     for path in small:
@@ -198,8 +198,8 @@ def test_its_cost_is_linear_in_the_tokens_unless_it_says_otherwise(name):
         traced = jax.make_jaxpr(lambda x: HOSTS["plain"](name).init_with_output(jax.random.key(0), x, where)[0])(x)
         return sum(count for _, count in products(traced.jaxpr))
 
-    growth = cost(32) / cost(16)
-    assert growth < 4.5 if ATTENTIONS[name].linear_cost else growth > 6
+    growth = cost(64) / cost(32)
+    assert growth < 5 if ATTENTIONS[name].linear_cost else growth > 5  # 4.8 is N log N
 
 
 @every
@@ -207,17 +207,18 @@ def test_its_variables_go_out_and_in_by_the_names_of_the_original(name):
     layer = flatten_jax.LinearAttention(name, HEADS)
     if ATTENTIONS[name].takes_before:
         return
-    x, call = tokens(), dict(grid=GRID)
-    variables = jax.jit(lambda: layer.init(jax.random.key(0), x, **call))()
+    x, call, rng = tokens(), dict(grid=GRID), np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), x, **call))
+    variables = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype("f"), dict(shapes))
     state_dict = flatten_jax.to_torch(variables, layer, example=x, **call)
     back = flatten_jax.from_torch(state_dict, layer, example=x, **call)
-    jax.tree.map(np.testing.assert_array_equal, back, dict(variables))
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
 
 
 @every
 def test_it_is_documented(name):
     cls = ATTENTIONS[name]
-    text, origin = inspect.getdoc(cls), cls.origin
+    text, origin = " ".join(inspect.getdoc(c) for c in cls.__mro__ if issubclass(c, Attention)), cls.origin
     for option in attention_options(name):
         assert f"{option}:" in text or f"{option}," in text, option
     assert origin.arxiv or "Proc" in origin.paper or "NeurIPS" in origin.paper or origin.code, "no source"
