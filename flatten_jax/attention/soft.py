@@ -105,10 +105,10 @@ def _last_step(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
 class SOFT(Attention):
     """K X (K^T v) + conv(v): K is the `gaussian` of queries and landmarks, X the inverse of that of the landmarks.
 
-    The queries are the keys too. X is what `newton_solve` computes. Landmarks are made of patches of the queries' grid by a strided convolution
-    within heads (`Qlandmark_op`), a LayerNorm (`Qnorm_act_0`) and a GELU, with the same weights for all heads; rows and
-    columns that fill no patch are left out. `conv` has one kernel for a head, applied to each of its channels. All but
-    it is in float32. Beyond the code, which cannot run it, `ratio` may be 1.
+    The queries are the keys too. X is what `newton_solve` computes. Landmarks are made of patches of the queries' grid
+    by a strided convolution within heads (`Qlandmark_op`), a LayerNorm (`Qnorm_act_0`) and a GELU, with the same
+    weights for all heads; rows and columns that fill no patch are left out. `conv` has one kernel for a head, applied
+    to each of its channels. All but it is in float32. Beyond the code, which cannot run it, `ratio` may be 1.
 
     Attributes:
         ratio: side of the patches of tokens that a landmark is made of.

@@ -12,6 +12,7 @@ from flatten_jax.attention.contract import Attention, Origin
 from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.linear import Linear
+from flatten_jax.attention.nystrom import Nystrom
 from flatten_jax.attention.soft import SOFT, SOFTPlusPlus
 from flatten_jax.attention.softmax import Softmax
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
@@ -20,6 +21,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "focused": Focused,
     "inline": InLine,
     "linear": Linear,
+    "nystrom": Nystrom,
     "soft": SOFT,
     "softmax": Softmax,
     "softpp": SOFTPlusPlus,
