@@ -13,6 +13,7 @@ from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.nystrom import Nystrom
+from flatten_jax.attention.performer import Performer
 from flatten_jax.attention.soft import SOFT, SOFTPlusPlus
 from flatten_jax.attention.softmax import Softmax
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
@@ -22,6 +23,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "inline": InLine,
     "linear": Linear,
     "nystrom": Nystrom,
+    "performer": Performer,
     "soft": SOFT,
     "softmax": Softmax,
     "softpp": SOFTPlusPlus,
