@@ -12,6 +12,7 @@ from flatten_jax.attention.contract import Attention, Origin
 from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.linear import Linear
+from flatten_jax.attention.linformer import Linformer
 from flatten_jax.attention.nystrom import Nystrom
 from flatten_jax.attention.performer import Performer
 from flatten_jax.attention.soft import SOFT, SOFTPlusPlus
@@ -22,6 +23,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "focused": Focused,
     "inline": InLine,
     "linear": Linear,
+    "linformer": Linformer,
     "nystrom": Nystrom,
     "performer": Performer,
     "soft": SOFT,
