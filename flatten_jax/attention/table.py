@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Attention, Origin
+from flatten_jax.attention.efficient import Efficient
 from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.linear import Linear
@@ -20,6 +21,7 @@ from flatten_jax.attention.softmax import Softmax
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 ATTENTIONS: dict[str, type[Attention]] = {
+    "efficient": Efficient,
     "focused": Focused,
     "inline": InLine,
     "linear": Linear,
