@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flatten_jax.attention.contract import Attention, Origin
 from flatten_jax.attention.efficient import Efficient
 from flatten_jax.attention.focused import Focused
+from flatten_jax.attention.hedgehog import Hedgehog
 from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.linformer import Linformer
@@ -23,6 +24,7 @@ from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 ATTENTIONS: dict[str, type[Attention]] = {
     "efficient": Efficient,
     "focused": Focused,
+    "hedgehog": Hedgehog,
     "inline": InLine,
     "linear": Linear,
     "linformer": Linformer,
