@@ -19,6 +19,7 @@ from flatten_jax.attention.nystrom import Nystrom
 from flatten_jax.attention.performer import Performer
 from flatten_jax.attention.soft import SOFT, SOFTPlusPlus
 from flatten_jax.attention.softmax import Softmax
+from flatten_jax.attention.taylor import Taylor
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 ATTENTIONS: dict[str, type[Attention]] = {
@@ -33,6 +34,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "soft": SOFT,
     "softmax": Softmax,
     "softpp": SOFTPlusPlus,
+    "taylor": Taylor,
 }
 LETTERS = {"L": "focused", "S": "softmax"}  # those of the FLatten release
 
