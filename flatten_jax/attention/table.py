@@ -20,6 +20,7 @@ from flatten_jax.attention.performer import Performer
 from flatten_jax.attention.soft import SOFT, SOFTPlusPlus
 from flatten_jax.attention.softmax import Softmax
 from flatten_jax.attention.taylor import Taylor
+from flatten_jax.attention.taylorshift import TaylorShift
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 ATTENTIONS: dict[str, type[Attention]] = {
@@ -35,6 +36,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "softmax": Softmax,
     "softpp": SOFTPlusPlus,
     "taylor": Taylor,
+    "taylorshift": TaylorShift,
 }
 LETTERS = {"L": "focused", "S": "softmax"}  # those of the FLatten release
 
