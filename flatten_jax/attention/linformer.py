@@ -1,4 +1,4 @@
-"""Linformer (Wang et al., 2020, arXiv 2006.04768): softmax attention to a few learned mixtures of the keys."""
+"""Linformer (Wang et al., 2020, arXiv 2006.04768): softmax attention to k learned sums of the keys."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -8,21 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Attention, Origin, Site, Sized, heads
-from flatten_jax.attention.core import wide
 from flatten_jax.attention.softmax import softmax_attention
+from flatten_jax.ops.initializers import torch_conv_bias
 
 
 class Linformer(Attention):
-    """softmax(q (E^T k)^T / sqrt(d)) (F^T v) per head: `linformer_k` mixtures of keys and of values for all heads.
+    """softmax(q (E^T k)^T / sqrt(d)) F^T v per head, with E and F the same for all heads.
 
-    Parameters: `proj_k` E and `proj_v` F, (prefix + M, r), whose rows belong to the keys' tokens, a class token's
-    first. At another image size they are resampled on the grid and divided by how many more rows there are, so that
-    sums keep their size; the official code takes the first rows for fewer tokens.
+    Parameters: `proj_k` (E) and `proj_v` (F), a row for every key. Rows of class tokens come first. At another image
+    size the others are resampled on the grid, and divided by how many more there are, so that sums keep their size.
 
     Attributes:
-        linformer_k: r, the number of mixtures (the official code's `k`).
-        share_kv: v is k, and F is E.
-        one_kv_head: all heads share one head of keys and values.
+        k: the number of columns of E and F; the original's default is 256.
+        share_kv: whether the values are the keys, and F is E.
+        one_kv_head: whether all heads share keys and values of one head's width. Not in two branches of stripes.
     """
 
     origin: ClassVar[Origin] = Origin(
@@ -30,38 +29,38 @@ class Linformer(Attention):
         arxiv="2006.04768",
         code="lucidrains/linformer@970e1c3",
         licence="MIT",
-        formula="softmax(q (E^T k)^T / sqrt(d)) (F^T v), E and F learned, r mixtures of tokens",
+        formula="softmax(q (E^T k)^T / sqrt(d)) F^T v, E and F (tokens x k) learned",
     )
     stream_bias: ClassVar[bool] = False
+    sized: ClassVar[Mapping[str, Sized]] = {name: Sized(axis=0, summed=True) for name in ("proj_k", "proj_v")}
     original: ClassVar[Mapping[str, str]] = {"q": "to_q", "k": "to_k", "v": "to_v", "proj": "to_out"}
-    sized: ClassVar[Mapping[str, Sized]] = {"proj_k": Sized(0, summed=True), "proj_v": Sized(0, summed=True)}
 
-    linformer_k: int = 64
+    k: int = 64
     share_kv: bool = False
     one_kv_head: bool = False
 
+    def __post_init__(self) -> None:
+        if self.share_kv:  # no stream for the values
+            object.__setattr__(self, "streams", "qk")
+        super().__post_init__()
+
     def widths(self, channels: int) -> Mapping[str, int]:
-        keys = channels // self.num_heads if self.one_kv_head else channels
-        return {"q": channels, "k": keys, "v": 0 if self.share_kv else keys}
+        """Channels of each stream, for x of `channels`."""
+        of_keys = channels // self.num_heads if self.one_kv_head else channels
+        return {letter: channels if letter == "q" else of_keys for letter in self.streams}
 
     @nn.compact
-    def __call__(self, x: jax.Array, site: Site, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        shape = (k.shape[1], self.linformer_k)
-        bound = self.linformer_k**-0.5
+    def __call__(self, x: jax.Array, site: Site, q: jax.Array, k: jax.Array, v: jax.Array | None = None) -> jax.Array:
+        if self.k < 1:
+            raise ValueError(f"k={self.k} must be at least 1")
+        width = q.shape[2] // self.num_heads
+        if k.shape[2] % width:
+            raise ValueError("one_kv_head=True has no halves for two branches of stripes: take one_kv_head=False there")
 
-        def initial(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-            return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        def summed(name: str, x: jax.Array) -> jax.Array:
+            matrix = self.param(name, torch_conv_bias(self.k), (x.shape[1], self.k))
+            return heads(jnp.einsum("bmc,mr->brc", x, matrix.astype(x.dtype)), x.shape[2] // width)
 
-        v = k if self.share_kv else v
-        of_keys = self.param("proj_k", initial, shape)
-        of_values = of_keys if self.share_kv else self.param("proj_v", initial, shape)
-        k, v = (mixtures(a, e) for a, e in ((k, of_keys), (v, of_values)))
-        d = q.shape[2] // self.num_heads
-        q, k, v = (heads(a, a.shape[2] // d) for a in (q, k, v))
-        k, v = (jnp.broadcast_to(a, (*a.shape[:2], *q.shape[2:])) for a in (k, v))
-        return softmax_attention(q, k, v).reshape(q.shape[0], -1, self.num_heads * d)
-
-
-def mixtures(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """weights^T x: (B, M, C), (M, r) -> (B, r, C), summed in float32 and returned in the dtype of x."""
-    return jnp.einsum("bmc,mr->brc", wide(x), weights).astype(x.dtype)
+        keys = summed("proj_k", k)
+        values = keys if v is None else summed("proj_v", v)
+        return softmax_attention(heads(q, self.num_heads), keys, values).reshape(q.shape)

@@ -30,6 +30,8 @@ from flatten_jax.attention.linformer import Linformer
 from flatten_jax.attention.litemla import LiteMLA
 from flatten_jax.attention.mhla import MHLA
 from flatten_jax.attention.mlla import MLLA, MLLACore
+from flatten_jax.attention.nystrom import Nystrom
+from flatten_jax.attention.performer import Performer
 from flatten_jax.attention.polaformer import PolaFormer
 from flatten_jax.attention.rala import MALA, RALA
 from flatten_jax.attention.skipat import SkipAt
@@ -67,6 +69,8 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "mhla": MHLA,
     "mlla": MLLA,
     "mlla_core": MLLACore,
+    "nystrom": Nystrom,
+    "performer": Performer,
     "polaformer": PolaFormer,
     "rala": RALA,
     "skipat": SkipAt,

@@ -1,4 +1,4 @@
-"""Taylor attention of ViTALiTy (Dass et al., HPCA 2023, arXiv 2211.05109): softmax to the first order."""
+"""Taylor attention (ViTALiTy, Dass et al., HPCA 2023, arXiv 2211.05109): softmax's first-order expansion."""
 
 from typing import ClassVar
 
@@ -9,11 +9,10 @@ from flatten_jax.attention.core import centred_attention
 
 
 class Taylor(Attention):
-    """(1 + q . k' / sqrt(d)), row-normalised, times v, with keys k' centred over the tokens; no parameters.
+    """Weights 1 + q_i . (k_j - mean k) / sqrt(d), row-normalised: `centred_attention`; no parameters.
 
-    Centred keys make the normaliser M whatever the query, so this is `centred_attention`, InLine's core. It is the
-    formula of the paper. The official code computes something else (it centres over channels, leaves the normaliser
-    out and adds a quadratic term); that is not reproduced.
+    This is the paper's formula. The official code computes something else: keys centred over channels instead of
+    tokens, no normaliser, and always the sparse quadratic branch that in the paper belongs to training.
     """
 
     origin: ClassVar[Origin] = Origin(
@@ -26,4 +25,4 @@ class Taylor(Attention):
 
     def __call__(self, x: jax.Array, site: Site, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         q, k, v_ = (heads(a, self.num_heads) for a in (q, k, v))
-        return centred_attention(q, k, v_, q.shape[-1] ** -0.5).reshape(q.shape[0], -1, v.shape[2])
+        return centred_attention(q, k, v_, q.shape[-1] ** -0.5).reshape(x.shape[0], -1, v.shape[2])
