@@ -151,7 +151,7 @@ def _dataset(config: Mapping[str, Any]) -> str | None:
 
 
 def _of_file(path: Path, name: str | None, ema: bool, options: Mapping[str, Any]) -> Trained:
-    model, _, _ = files.model_of(path, name, ema=ema, **options)
+    model = files.model_of(path, name, ema=ema, **options).model
     variables, report = load_with_report(path, model, ema=ema)
     origin = files.origin_of(path, ema=ema)
     return Trained(model=model, variables=variables, origin=origin, said=f"weights of {report}")

@@ -1,14 +1,15 @@
 """PyTorch state dicts to Flax variables and back, by the rows of `layout`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flatten_jax.weights.layout import Row, entries, is_buffer, layout, regrouped, window_buffers
+from flatten_jax.weights.layout import Row, entries, is_buffer, layout, window_buffers
 from flatten_jax.weights.match import check_entries
+from flatten_jax.weights.streams import regrouped
 
 
 def from_torch(
@@ -32,12 +33,12 @@ def from_torch(
         ValueError: lists missing, unexpected and misshapen entries together.
     """
     rows = layout(model, example, **call)
-    arrays = {name: np.asarray(array) for name, array in state_dict.items() if not is_buffer(name)}
+    wanted = entries(rows)
+    arrays = {name: np.asarray(array) for name, array in state_dict.items() if not is_buffer(name, wanted)}
     arrays = regrouped(rows, arrays)
-    check_entries(
-        f"the state dict does not fit {type(model).__name__}", {k: v.shape for k, v in arrays.items()}, entries(rows)
-    )
-    return as_variables((row, row.from_torch(arrays).astype(np.float32)) for row in rows)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    check_entries(f"the state dict does not fit {type(model).__name__}", shapes, wanted)
+    return as_variables((row, float32(row.from_torch(arrays))) for row in rows)
 
 
 def to_torch(variables: Mapping[str, Any], model: nn.Module, example: Any = None, **call: Any) -> dict[str, np.ndarray]:
@@ -64,13 +65,18 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module, example: Any = None
     return {**found, **(window_buffers(model) if example is None else {})}
 
 
-def flat(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Variables by the names that `Row.ours` and our own files have."""
+def flat(variables: Mapping[str, Any], leaf: Callable[[Any], Any] = np.asarray) -> dict[str, Any]:
+    """Variables by the names that `Row.ours` and our own files have, each given to `leaf`."""
     return {
-        "/".join(path if collection == "params" else (collection, *path)): np.asarray(array)
+        "/".join(path if collection == "params" else (collection, *path)): leaf(array)
         for collection, tree in variables.items()
         for path, array in flatten_dict(dict(tree)).items()
     }
+
+
+def float32(array: np.ndarray) -> np.ndarray:
+    """Floating-point numbers in float32; integers, which constants may be, as they are."""
+    return np.ascontiguousarray(array, np.float32 if np.issubdtype(array.dtype, np.floating) else None)
 
 
 def as_variables(arrays: Iterable[tuple[Row, np.ndarray]]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """The public form of weights, safetensors with the config in the metadata; converting to it, exporting to PyTorch."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
@@ -16,8 +17,9 @@ from flatten_jax._version import __version__
 from flatten_jax.models import create_model, model_options
 from flatten_jax.models.registry import ALIASES
 from flatten_jax.weights.convert import flat, to_torch
-from flatten_jax.weights.guess import guess_model
-from flatten_jax.weights.load import FORMAT, Report, focusing_factor, load_with_report, read_weights, saved_model
+from flatten_jax.weights.guess import guess, told_by_config
+from flatten_jax.weights.load import FORMAT, load_with_report, read_weights, saved_model
+from flatten_jax.weights.report import Report
 
 LICENCE_NOTE = "weights of the FLatten release carry no licence; check before redistribution"
 _ORIGIN = ("source", "source_sha256", "source_weights", "licence")  # keys of the metadata
@@ -57,6 +59,7 @@ def convert_file(
     *,
     ema: bool = False,
     new_head: bool = False,
+    new_attention: bool = False,
     overwrite: bool = False,
     **options: Any,
 ) -> Report:
@@ -66,7 +69,7 @@ def convert_file(
         source: as `load_weights` takes it.
         target: ends in .safetensors; its metadata name the model and its options, the source and its SHA-256.
         model: a name of `list_models()`; None reads it off the metadata, or guesses it from the shapes.
-        ema, new_head: see `load_weights`.
+        ema, new_head, new_attention: see `load_weights`.
         overwrite: replace an existing target.
         **options: of `create_model`, such as image_size and num_classes, where they differ from the model's.
 
@@ -74,10 +77,11 @@ def convert_file(
         What became of each entry; str() of it is the report.
     """
     _check_target(target, overwrite)
-    built, name, found = model_of(source, model, ema=ema, **options)
-    variables, report = load_with_report(source, built, ema=ema, new_head=new_head)
-    save_weights(target, variables, name, found, metadata=_origin(source, ema), overwrite=overwrite)
-    return report
+    found = model_of(source, model, ema=ema, **options)
+    variables, report = load_with_report(source, found.model, ema=ema, new_head=new_head, new_attention=new_attention)
+    metadata = _origin(source, ema)
+    save_weights(target, variables, found.name, found.options, metadata=metadata, overwrite=overwrite)
+    return dataclasses.replace(report, notes=(*report.notes, *found.notes))
 
 
 def export_file(
@@ -101,7 +105,7 @@ def export_file(
     """
     _check_target(target, overwrite)
     if not isinstance(model, nn.Module):
-        model, _, _ = model_of(source, model, ema=ema, **options)
+        model = model_of(source, model, ema=ema, **options).model
     variables, report = load_with_report(source, model, ema=ema)
     _write(target, to_torch(variables, model), {"format": "pt", "licence": LICENCE_NOTE}, overwrite)
     return report
@@ -126,11 +130,28 @@ def _origin(source: str | os.PathLike, ema: bool) -> dict[str, str]:
     return {**found, "source_weights": "moving average"} if ema else found
 
 
-def model_of(
-    source: Any, name: str | None = None, *, ema: bool = False, **options: Any
-) -> tuple[nn.Module, str, dict[str, Any]]:
-    """(module, name, options) of the model that `source` is for; what it says of itself yields to `options`."""
+class Found(NamedTuple):
+    """The model that weights are for: `create_model(name, **options)`, and what was left open in finding it."""
+
+    model: nn.Module
+    name: str
+    options: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def model_of(source: Any, name: str | None = None, *, ema: bool = False, **options: Any) -> Found:
+    """The model that `source` is for; what it says of itself yields to `options`.
+
+    Args:
+        source: as `load_weights` takes it.
+        name: of the model; None reads it off the metadata of a file of ours, and guesses it from a PyTorch file.
+        options: of `create_model`.
+
+    Raises:
+        ValueError: nothing says which model it is; an option that does not fit.
+    """
     found: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
     if name is None:
         label, arrays, info = read_weights(source, ema=ema)
         if "model" in info.metadata and info.metadata.get("format") == FORMAT:
@@ -140,14 +161,17 @@ def model_of(
             raise ValueError(f"{label} do not say which model they are of: give its name")
         else:
             try:
-                name, found = guess_model(arrays)
-                known = model_options(name, found.get("attn_type"))
-                if (factor := focusing_factor(info)) is not None and factor != known.get("focusing_factor", factor):
-                    found["focusing_factor"] = factor
+                name, found, notes = guess(arrays)
             except ValueError as error:
                 raise ValueError(f"{label}: {error}; give the model's name (--model)") from error
+            known = model_options(name, found.get("attn_type"))
+            told = told_by_config(info.extra)
+            found |= {key: value for key, value in told.items() if key in known and known[key] != value}
+    if "attn_type" in options:  # the options of other attentions would have no effect
+        known = model_options(name, options["attn_type"])
+        found = {key: value for key, value in found.items() if key in known}
     found = {**found, **options}
-    return create_model(name, **found), name, found
+    return Found(create_model(name, **found), name, found, notes if "attn_type" not in options else ())
 
 
 def _check_target(target: str | os.PathLike, overwrite: bool) -> None:

@@ -3,61 +3,107 @@
 import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import numpy as np
 
-from flatten_jax.models import create_model, list_models, model_options
-from flatten_jax.weights.layout import entries, is_buffer, layout
+from flatten_jax.attention import attention_options
+from flatten_jax.models import list_models
+from flatten_jax.models.backbone import Backbone
+from flatten_jax.models.registry import MODELS
+from flatten_jax.weights.fingerprint import attentions_in, lookalikes, pattern_of, template_of
+from flatten_jax.weights.layout import Row, is_buffer
 from flatten_jax.weights.match import Shape
+from flatten_jax.weights.resample import POSITIONS
 
-_OF_IMAGE_SIZE = re.compile(r"(.*\.)?(positional_encoding|(absolute_)?pos_embed\d*)$")
+# Where the configs in the originals' files have options that no shape shows.
+IN_CONFIG = {"focusing_factor": ("MODEL", "LA", "FOCUSING_FACTOR")}
+_NOT_OF_WEIGHTS = {"remat", "scan", "features_only", "feature_norm"}
+
+
+class Guess(NamedTuple):
+    """A model that has the names and shapes of a state dict.
+
+    Attributes:
+        name, options: for `create_model`.
+        notes: what the state dict leaves open.
+    """
+
+    name: str
+    options: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def guess_model(state_dict: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
-    """The name, and the options of `create_model`, of the model that has exactly these names and shapes.
+    """(name, options) of `guess`."""
+    return guess(state_dict)[:2]
 
-    Where several do, the one that needs the fewest options. Options are found among num_classes, image_size, attn_type,
-    window_size and kernel_size. What leaves no trace in a shape, such as the focusing factor, stays at its default.
+
+def guess(state_dict: Mapping[str, np.ndarray]) -> Guess:
+    """The model that has exactly these names and shapes.
+
+    Where several do, the one that needs the fewest options. The attentions are known by the names of their parameters;
+    those without any cannot be told apart, and the model's own, or else softmax, is taken. Of the options num_classes
+    and image_size are found, windows, and numbers and switches of the attentions. What leaves no trace in a shape, such
+    as the focusing factor, stays at its default.
+
+    Args:
+        state_dict: PyTorch's name -> array, or anything that has a shape.
 
     Raises:
         ValueError: no model has; it names the nearest one and what differs.
     """
-    given = {name: tuple(array.shape) for name, array in state_dict.items() if not is_buffer(name)}
-    stages = _stages(given)
-    if not stages:
+    given = {name: tuple(array.shape) for name, array in state_dict.items()}
+    depths, widths = _architecture(given)
+    if not depths:
         raise ValueError("these are no weights of a vision transformer of this library: no block is among the names")
-    depths, widths = [len(blocks) for blocks in stages], [blocks[0][1] for blocks in stages]
-    names = [name for name in list_models() if _settings(name) == (depths, widths)]
-    tried = [_try(name, given, stages) for name in names or _nearest(depths, widths)]
-    if all(differs for differs, _, _ in tried):
-        tried += [t for _, options, name in list(tried) for t in _try_sizes(name, given, options)]
-    differs, options, name = min(tried, key=lambda t: (len(t[0]), len(t[1]), t[2]))
-    if differs:
-        differs = list(dict.fromkeys(differs))
-        more = f", and {len(differs) - 6} more" if len(differs) > 6 else ""
-        raise ValueError(
-            f"no model has these shapes; the nearest is {name}{_text(options)}: {'; '.join(differs[:6])}{more}"
-        )
-    return name, options
+    names = [name for name in list_models() if _settings(name) == (depths, widths)] or _nearest(depths, widths)
+    # Registered models as they are come first: they are quick to compare, and need the fewest options.
+    tried = [_as_registered(name, given) for name in names]
+    if all(t.differs for t in tried):
+        tried = [_with_options(t, given) for t in tried]
+    best = min(tried, key=lambda t: (len(t.differs), len(t.options), t.name))
+    if best.differs:
+        text = f" with {', '.join(f'{k}={json.dumps(v)}' for k, v in best.options.items())}" if best.options else ""
+        raise ValueError(f"no model has these shapes; the nearest is {best.name}{text}: {best.differs}")
+    return Guess(best.name, best.options, _notes(_build(best.name, best.options)))
 
 
-def _stages(given: Mapping[str, Shape]) -> list[list[tuple[str, int]]]:
-    """Per stage, per block: the letter of its attention and its width."""
-    stages: dict[str, dict[int, tuple[str, int]]] = {}
-    linear = {name.rpartition(".attn")[0] for name in given if name.endswith((".positional_encoding", ".dwc.weight"))}
+def told_by_config(extra: Any) -> dict[str, Any]:
+    """Options that the config (a CfgNode) in a file of the originals tells, and no shape: option -> value.
+
+    Args:
+        extra: what a file holds beside the weights.
+    """
+    told = {}
+    for option, keys in IN_CONFIG.items():
+        value = extra
+        for key in ("config", *keys):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, (int, float)):
+            told[option] = value
+    return told
+
+
+def _architecture(given: Mapping[str, Shape]) -> tuple[list[int], list[int]]:
+    """Number of blocks and width of each stage."""
+    stages: dict[str, dict[int, int]] = {}
     for name, shape in given.items():
         if found := re.fullmatch(r"(.*?)(\d+)\.norm1\.weight", name):
-            block = name.removesuffix(".norm1.weight")
-            stages.setdefault(found[1], {})[int(found[2])] = ("L" if block in linear else "S", shape[0])
-    return [[blocks[i] for i in sorted(blocks)] for _, blocks in sorted(stages.items())]
+            stages.setdefault(found[1], {})[int(found[2])] = shape[0]
+    blocks = [blocks for _, blocks in sorted(stages.items())]
+    return [len(widths) for widths in blocks], [next(iter(widths.values())) for widths in blocks]
 
 
 def _settings(name: str) -> tuple[list[int], list[int]]:
-    options = model_options(name)
-    depths = list(options.get("depths") or [options["depth"]])
-    return depths, list(options.get("embed_dims") or [options["embed_dim"] * 2**i for i in range(len(depths))])
+    """The same of a registered model; no widths where its family says them otherwise."""
+    model = _build(name, {})
+    depths = [len(names) for names in model.attentions()]
+    widths = getattr(model, "embed_dims", None) or [getattr(model, "embed_dim", 0) * 2**i for i in range(len(depths))]
+    return depths, list(widths)
 
 
 def _nearest(depths: list[int], widths: list[int]) -> list[str]:
@@ -68,59 +114,182 @@ def _nearest(depths: list[int], widths: list[int]) -> list[str]:
         if len(theirs[0]) != len(depths):
             return math.inf
         pairs = zip((*theirs[0], *theirs[1]), (*depths, *widths), strict=True)
-        return sum(abs(math.log(ours / max(1, n))) for ours, n in pairs)
+        return sum(abs(math.log(max(1, ours) / max(1, n))) for ours, n in pairs)
 
     return sorted(list_models(), key=distance)[:2]
 
 
-_Tried = tuple[list[str], dict[str, Any], str]  # what differs, options, name
+def _build(name: str, options: Mapping[str, Any]) -> Backbone:
+    """As `create_model`, which also traces the whole model to see whether all fits."""
+    family, settings = MODELS[name].family, MODELS[name].settings
+    fields = family.__dataclass_fields__.keys()
+    of_attentions = {k: v for k, v in options.items() if k not in fields}
+    return family(
+        **{
+            **settings,
+            **{k: v for k, v in options.items() if k in fields},
+            "attn_options": nn.FrozenDict({**settings.get("attn_options", {}), **of_attentions}),
+        }
+    )
 
 
-def _try(name: str, given: Mapping[str, Shape], stages: list[list[tuple[str, int]]]) -> _Tried:
-    """One model, with the options that the names and the shapes of head and convolution tell."""
-    defaults = model_options(name)
-    options: dict[str, Any] = {"num_classes": given["head.bias"][0] if "head.bias" in given else 0}
-    options["attn_type"] = _pattern(stages)
-    dwc = next((shape for key, shape in given.items() if key.endswith(".dwc.weight")), None)
-    if dwc:
-        options["kernel_size"] = dwc[-1]
-    options = {k: v for k, v in options.items() if v != defaults.get(k)}
-    return _differences(name, given, options), options, name
+class _Misshapen(NamedTuple):
+    """An entry with another shape than a model's."""
+
+    name: str
+    given: Shape
+    wanted: Shape
+    row: Row
+    stage: int  # -1 outside of blocks
+    inside: str  # its name in the block, "" outside
 
 
-def _try_sizes(name: str, given: Mapping[str, Shape], options: Mapping[str, Any]) -> list[_Tried]:
-    """The same model with what would explain the first position encoding: another image size, or (Swin) window."""
-    tokens = next((shape[1] for key, shape in given.items() if _OF_IMAGE_SIZE.match(key) and len(shape) == 3), 0)
-    side, defaults = math.isqrt(max(0, tokens - ("cls_token" in given))), model_options(name)
-    size = side * defaults.get("patch_size", 4)
-    changes = [{"image_size": (size, size)}, {"window_size": side}] if side else []
-    changed = [{**options, **change} for change in changes if change.keys() <= defaults.keys()]
-    return [(_differences(name, given, options), options, name) for options in changed]
+class _Differences(NamedTuple):
+    """What differs between a state dict and a model."""
+
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[_Misshapen]
+    refused: str = ""
+
+    def __len__(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.misshapen) + bool(self.refused) * 10**6
+
+    def __str__(self) -> str:
+        said = [self.refused] if self.refused else []
+        said += [f"{name} is missing" for name in self.missing] + [f"{name} is unexpected" for name in self.unexpected]
+        said += [f"{m.name} is {m.given} instead of {m.wanted}" for m in self.misshapen]
+        return "; ".join(said[:6]) + (f", and {len(said) - 6} more" if len(said) > 6 else "")
 
 
-def _differences(name: str, given: Mapping[str, Shape], options: Mapping[str, Any]) -> list[str]:
+def _compare(model: Backbone, given: Mapping[str, Shape]) -> _Differences:
     try:
-        wanted = entries(layout(create_model(name, **options)))
+        wanted = {name: (*entry, -1, "") for name, entry in template_of(model, 0, 0).outer.items()}
+        for i, names in enumerate(model.attentions()):
+            for j in range(len(names)):
+                prefix, entries = template_of(model, i, j).blocks[i]
+                wanted |= {f"{prefix}{j}.{name}": (*entry, i, name) for name, entry in entries.items()}
     except ValueError as error:  # a pattern or size that this family does not have
-        return [str(error)] * len(given)
-    differs = [f"{key} is missing" for key in wanted if key not in given]
-    differs += [f"{key} is unexpected" for key in given if key not in wanted]
-    differs += [
-        f"{key} is {given[key]} instead of {shape}"
-        for key, shape in wanted.items()
-        if key in given and given[key] != shape
-    ]
-    return differs
+        return _Differences([], [], [], str(error))
+    return _Differences(
+        [name for name in wanted if name not in given],
+        [name for name in given if name not in wanted and not is_buffer(name)],
+        [
+            _Misshapen(name, given[name], shape, *where)
+            for name, (shape, *where) in wanted.items()
+            if name in given and given[name] != shape
+        ],
+    )
 
 
-def _pattern(stages: list[list[tuple[str, int]]]) -> str:
-    """`attn_type`: "LLSS"; a mixed stage, linear blocks first, as in "LLMS4"; one letter for DeiT, or one per block."""
-    letters = ["".join(letter for letter, _ in blocks) for blocks in stages]
-    if len(stages) == 1:
-        return letters[0][0] if len(set(letters[0])) == 1 else letters[0]
-    counts = [str(blocks.count("L")) for blocks in letters if len(set(blocks)) > 1]
-    return "".join(blocks[0] if len(set(blocks)) == 1 else "M" for blocks in letters) + "".join(counts[:1])
+class _Tried(NamedTuple):
+    name: str
+    options: dict[str, Any]
+    differs: _Differences
 
 
-def _text(options: Mapping[str, Any]) -> str:
-    return f" with {', '.join(f'{k}={json.dumps(v)}' for k, v in options.items())}" if options else ""
+def _as_registered(name: str, given: Mapping[str, Shape]) -> _Tried:
+    """A model with another number of classes at most."""
+    classes = given.get("head.bias", (0,))[0]
+    options = {} if classes == _build(name, {}).num_classes else {"num_classes": classes}
+    return _Tried(name, options, _compare(_build(name, options), given))
+
+
+def _with_options(tried: _Tried, given: Mapping[str, Shape]) -> _Tried:
+    """The same with the attentions that the names tell, and with options that bring the shapes nearer, one by one."""
+    name, options = tried.name, dict(tried.options)
+    model = _build(name, options)
+    own = model.attentions()
+    if not tried.differs.refused:
+        found = attentions_in(model, given)
+        names = [tuple(a.attention if a else "" for a in stage) for stage in found]
+        if names != own and all(all(stage) for stage in names):
+            options["attn_type"] = pattern_of(names)
+        options |= {key: value for stage in found for a in stage if a for key, value in a.options.items()}
+        tried = _Tried(name, options, _compare(_build(name, options), given))
+    while tried.differs:
+        changes = list(_changes(_build(name, tried.options), tried.differs))
+        trials = [_Tried(name, {**tried.options, **change}, None) for change in changes]
+        trials = [t._replace(differs=_compare(_build(name, t.options), given)) for t in trials]
+        best = min(trials, key=lambda t: len(t.differs), default=tried)
+        if len(best.differs) >= len(tried.differs):
+            break
+        tried = best
+    return tried
+
+
+def _changes(model: Backbone, differs: _Differences) -> Iterator[dict[str, Any]]:
+    """Options that would explain what differs: switches of the family, image size and windows, the attentions' own."""
+    if differs.missing or differs.unexpected:
+        for field, value in vars(model).items():
+            if isinstance(value, bool) and field not in _NOT_OF_WEIGHTS and field in type(model).__dataclass_fields__:
+                yield {field: not value}
+    changes: dict[str, dict[str, Any]] = {}
+    for m in differs.misshapen:
+        for change in (*_sizes(model, m), *_numbers(model, m, differs.misshapen)):
+            changes.setdefault(repr(change), change)
+    yield from changes.values()
+
+
+def _sizes(model: Backbone, m: _Misshapen) -> Iterator[dict[str, Any]]:
+    """Another image size, or window (Swin), that would explain the length of a position encoding or bias table."""
+    if len(m.given) != len(m.wanted):
+        return
+    leaf, prefix, power = m.row.path[-1], 0, 0.5
+    if m.row.sized:
+        axis = m.row.axes[m.row.sized.axis]
+        power = 0.5 if m.row.sized.along in ("tokens", "fixed") else 1
+    elif re.fullmatch(POSITIONS, leaf):
+        axis, prefix = 1, int(getattr(model, "class_token", False))
+    elif leaf == "relative_position_bias_table":
+        axis = 0
+    else:
+        return
+    factor = ((m.given[axis] - prefix) / (m.wanted[axis] - prefix)) ** power
+    yield {"image_size": tuple(round(side * factor) for side in model.image_size)}
+    side = math.isqrt(m.given[axis])
+    windows = (
+        {"softmax_window_size": (side + 1) // 2} if leaf == "relative_position_bias_table" else {"window_size": side}
+    )
+    yield from ({key: value} for key, value in windows.items() if hasattr(model, key) and m.inside)
+
+
+def _numbers(model: Backbone, m: _Misshapen, misshapen: Sequence[_Misshapen]) -> Iterator[dict[str, Any]]:
+    """Whole numbers among an attention's options that would explain a shape, in all stages or in each its own."""
+    if not m.inside or len(m.given) != len(m.wanted):
+        return
+    alike = {other.stage: other for other in misshapen if other.inside == m.inside}
+    for option in sorted({option for name in model.attentions()[m.stage] for option in _whole_numbers(name)}):
+        now = {i: _option(model, i, option) for i in range(len(model.attentions()))}
+        for axis, power in product(range(len(m.given)), (1, 0.5)):
+            values = {i: now[i] * (a.given[axis] / a.wanted[axis]) ** power for i, a in alike.items()}
+            if any(not math.isclose(value, round(value)) or round(value) == now[i] for i, value in values.items()):
+                continue
+            values = {i: round(value) for i, value in values.items()}
+            if len(set(values.values())) == 1:
+                yield {option: values[m.stage]}
+            if len(now) == model.attn_entries > 1:
+                yield {option: tuple((now | values).values())}
+
+
+def _whole_numbers(attention: str) -> list[str]:
+    return [option for option, default in attention_options(attention).items() if type(default) is int]
+
+
+def _option(model: Backbone, stage: int, option: str) -> int:
+    defaults = [attention_options(name).get(option) for name in model.attentions()[stage]]
+    return model.options_of(stage, 0).get(option, next((value for value in defaults if value is not None), 0))
+
+
+def _notes(model: Backbone) -> tuple[str, ...]:
+    """What of the attentions the names leave open."""
+    open_: dict[str, list[str]] = {}
+    for i, names in enumerate(model.attentions()):
+        for name in set(names):
+            others = lookalikes(model, i, names.index(name))
+            open_[name] = [other for other in open_.get(name, others) if other in others]
+    return tuple(
+        f"{name} has no parameters of its own: these weights may as well be of {', '.join(others)} (attn_type)"
+        for name, others in sorted(open_.items())
+        if others
+    )

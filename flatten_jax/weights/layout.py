@@ -6,7 +6,7 @@ Modules carry the originals' names, so most names differ only in how lists and l
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -32,8 +32,8 @@ _LEAVES = {
     ("mean", 1): ("running_mean", (0,)),
     ("var", 1): ("running_var", (0,)),
 }
-# What PyTorch keeps beside the weights and anyone can compute: nobody needs to load it.
-_BUFFERS = ("relative_position_index", "attn_mask", "num_batches_tracked", "angle", "rotations")
+# What PyTorch keeps beside the weights and anyone can compute. Attentions declare further ones.
+_BUFFERS = {"relative_position_index", "attn_mask", "num_batches_tracked", "angle", "rotations"}
 
 
 class Row(NamedTuple):
@@ -41,14 +41,16 @@ class Row(NamedTuple):
 
     Attributes:
         collection, path, shape: where it is in the variables.
-        name: of the PyTorch entry, or with `parts` of the module that holds it.
+        name: of the PyTorch entry, where it is one.
         axes: take PyTorch's layout to ours.
         parts: (name, width) of the entries of which this is made, side by side along its last axis: an original that
-            has a layer for each of q, k and v. Mostly empty: one entry.
+            has a layer for each of q, k and v. Empty: one entry, `name`.
         letters: (letter, width) of the streams that a projection makes, else empty.
         pointwise: PyTorch's entry is a 1 x 1 convolution.
         sized: how it belongs to a number of tokens.
-        site: where its attention stands.
+        site: where its attention stands, for what lies in the scope of one; in CSwin the projections do not.
+        own: whether the attention makes it, and not its host.
+        block: path of the block that it is in, () outside of blocks.
     """
 
     collection: str
@@ -61,6 +63,8 @@ class Row(NamedTuple):
     pointwise: bool = False
     sized: Sized | None = None
     site: Site | None = None
+    own: bool = False
+    block: Path = ()
 
     @property
     def ours(self) -> str:
@@ -79,7 +83,7 @@ class Row(NamedTuple):
         return (*shape, 1, 1) if self.pointwise else shape
 
     def to_torch(self, array: np.ndarray) -> dict[str, np.ndarray]:
-        """Its PyTorch entries."""
+        """Its PyTorch entries, of an array of its shape."""
         pieces = np.split(array, np.cumsum([width for _, width in self.parts])[:-1], axis=-1) if self.parts else [array]
         return {
             name: np.ascontiguousarray(piece.transpose(np.argsort(self.axes)).reshape(shape))
@@ -87,142 +91,136 @@ class Row(NamedTuple):
         }
 
     def from_torch(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Of entries of the shapes that `entries` says."""
-        pieces = [
-            np.asarray(arrays[name]).reshape(shape[: len(self.axes)]).transpose(self.axes)
-            for name, shape in self.entries().items()
-        ]
+        """The variable, of PyTorch's entries: of the shapes that `entries` says, or of another image size."""
+        pieces = [self.as_ours(arrays[name]) for name in self.entries()]
         return np.ascontiguousarray(np.concatenate(pieces, axis=-1) if len(pieces) > 1 else pieces[0])
+
+    def as_ours(self, entry: np.ndarray) -> np.ndarray:
+        """One of PyTorch's entries in our layout."""
+        entry = np.asarray(entry)
+        return entry.reshape(entry.shape[: len(self.axes)]).transpose(self.axes)
 
 
 def layout(model: nn.Module, example: Any = None, **call: Any) -> list[Row]:
     """A row for every variable of a model, from one trace; nothing is computed.
 
     Args:
-        model: from `create_model`; or an attention layer, then with an example of its input.
+        model: from `create_model`; or an attention layer, or a host, then with an example of its input.
         example: (B, N, C) tokens, or a map, of an attention layer.
         call: how the layer is called: grid, prefix.
     """
     seen: dict[Path, _Seen] = {}
 
-    def visit(module: nn.Module, arguments: Mapping[str, Any]) -> None:
-        if isinstance(module, Attention) and "site" in arguments:
-            seen[module.scope.path] = _Seen(module, arguments["site"], arguments["x"].shape[-1])
+    def visit(module: nn.Module, arguments: Mapping[str, Any]) -> Callable[[], None] | None:
+        if not isinstance(module, Attention) or "site" not in arguments:
+            return None
+        site = arguments["site"].replace(bias=None, before=None)
+        here = seen.setdefault(module.scope.path, _Seen(module, site, arguments["x"].shape[-1], set()))
+        before = _paths(module.variables)
+        return lambda: here.own.update(_paths(module.variables) - before)
 
     variables = visit_calls(model, visit, example, **call)
+    blocks = {_block(path) for path in seen}
     return [
-        _row(collection, path, tuple(leaf.shape), seen)
+        _row(collection, path, tuple(leaf.shape), seen)._replace(
+            block=next((path[:n] for n in range(len(path)) if path[:n] in blocks), ())
+        )
         for collection, tree in variables.items()
         for path, leaf in flatten_dict(tree).items()
     ]
 
 
 class _Seen(NamedTuple):
-    """An attention of a model, as it is called in a forward pass."""
+    """An attention of a model, as it is called in a forward pass; `own`: the variables that it makes itself."""
 
     attention: Attention
     site: Site
     channels: int
+    own: set[tuple[str, ...]]
+
+
+def _paths(variables: Mapping[str, Any]) -> set[tuple[str, ...]]:
+    return {(name, *path) for name, tree in variables.items() for path in flatten_dict(tree)}
+
+
+def _block(attention: Path) -> Path:
+    """Where the block of an attention is: the innermost numbered module, but for the branches of CSwin's blocks."""
+    numbered = [n for n, module in enumerate(attention) if re.fullmatch(r".*(?<!^attns)_\d+", module)]
+    return attention[: numbered[-1] + 1] if numbered else ()
 
 
 def _row(collection: str, path: Path, shape: Shape, seen: Mapping[Path, _Seen]) -> Row:
     leaf, axes = _LEAVES.get((path[-1], len(shape)), (path[-1], tuple(range(len(shape)))))
-    modules, place = list(path[:-1]), next((path[:n] for n in range(len(path) - 1, -1, -1) if path[:n] in seen), None)
+    place = next((path[:n] for n in range(len(path) - 1, -1, -1) if path[:n] in seen), None)
     # CSwin's projections of streams are the block's, beside its attentions attns_0, attns_1.
-    beside = place if place is not None else (*path[:-2], "attns_0")
-    if beside not in seen or len(path) < 1:
-        return Row(collection, path, shape, _join(modules, leaf), axes)
+    beside = (*path[:-2], "attns_0") if place is None else place
+    if beside not in seen:
+        return Row(collection, path, shape, _join(path[:-1], leaf), axes)
 
-    attention, site, channels = seen[beside]
-    first = len(place) if place is not None else len(path) - 2
-    module, original = (path[first] if len(path) > first + 1 else ""), attention.original
+    attention, site, channels, own = seen[beside]
+    first = len(path) - 2 if place is None else len(place)
+    before, modules = path[:first], list(path[first:-1])
+    if not modules:  # the attention's own parameter, whatever its name
+        leaf, axes = attention.original.get(path[-1], path[-1]), tuple(range(len(shape)))
     letters, parts = (), ()
-    if module and len(path) == first + 2 and set(module) <= set(attention.streams):
+    if len(modules) == 1 and set(modules[0]) <= set(attention.streams):
         widths = attention.widths(channels)
-        share = shape[-1] / sum(widths[letter] for letter in module)  # CSwin's branches have a part of the channels
-        letters = tuple((letter, round(widths[letter] * share)) for letter in module)
-        if any(letter in original for letter in module):
-            parts = tuple((_join([*modules[:first], original.get(c, c)], leaf), width) for c, width in letters)
-    elif module:
-        modules[first] = original.get(module, module)
-    else:
-        leaf = original.get(path[-1], leaf)
+        share = shape[-1] / sum(widths[letter] for letter in modules[0])  # CSwin's branches have a part of the channels
+        letters = tuple((letter, round(widths[letter] * share)) for letter in modules[0])
+        named = _named(modules[0], attention.original)
+        if len(named) > 1:
+            parts = tuple((_join([*before, name], leaf), sum(dict(letters)[c] for c in part)) for part, name in named)
+    pointwise = path[-1] == "kernel" and len(shape) == 2 and modules != [] and modules[0] in attention.pointwise
+    if modules:
+        modules[0] = attention.original.get(modules[0], modules[0])
+    relative = path[first:]
     return Row(
         collection=collection,
         path=path,
         shape=shape,
-        name=_join(modules, leaf),
+        name=_join([*before, *modules], leaf),
         axes=axes,
         parts=parts,
         letters=letters,
-        pointwise=path[-1] == "kernel" and len(shape) == 2 and module in attention.pointwise,
-        sized=attention.sized.get(path[-1]) if place is not None else None,
+        pointwise=pointwise,
+        sized=attention.sized.get("/".join(relative), attention.sized.get(path[-1])) if place is not None else None,
         site=site if place is not None else None,
+        own=place is not None and (collection, *relative) in own,
     )
 
 
+def _named(letters: str, original: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The pieces of a projection that have names of their own in the original: (letters, name)."""
+    if letters in original or not any(part in letters for part in original):
+        return [(letters, original.get(letters, letters))]
+    pieces = []
+    while letters:
+        ends = [n for n in range(len(letters), 0, -1) if letters[:n] in original] or [1]
+        pieces.append((letters[: ends[0]], original.get(letters[: ends[0]], letters[: ends[0]])))
+        letters = letters[ends[0] :]
+    return pieces
+
+
+def torch_modules(path: Iterable[str]) -> str:
+    """PyTorch's name of a module, with the point that follows: "blocks.0.attn."; "" for none."""
+    return _join(path, "")
+
+
 def _join(modules: Iterable[str], leaf: str) -> str:
-    return ".".join([*(re.sub(r"_(\d+)(?=_|$)", r".\1", module).replace("._", ".") for module in modules), leaf])
+    return ".".join(
+        [*(re.sub(r"_(\d+)(?=_|$)", r".\1", module).replace("._", ".").replace("_.", "_") for module in modules), leaf]
+    )
 
 
-def is_buffer(name: str) -> bool:
-    """Whether PyTorch's name is that of something computed, which no one needs to load."""
-    return name.rpartition(".")[2] in _BUFFERS
+def is_buffer(name: str, wanted: Container[str] = ()) -> bool:
+    """Whether PyTorch's name is that of something computed, which no one needs to load, and none of `wanted`."""
+    leaf = name.rpartition(".")[2]
+    return name not in wanted and leaf in _BUFFERS
 
 
-def entries(rows: list[Row]) -> dict[str, Shape]:
+def entries(rows: Iterable[Row]) -> dict[str, Shape]:
     """PyTorch's entries of a model: name -> shape."""
     return {name: shape for row in rows for name, shape in row.entries().items()}
-
-
-def regrouped(rows: list[Row], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """State dict entries with the projections of streams grouped as the model has them.
-
-    The same streams may come as `qkv`, as `q` and `kv`, or one by one, and a layer within a token as a 1 x 1
-    convolution or as a matrix: the hosts and originals differ in this, and nothing of the weights.
-    """
-    arrays = dict(arrays)
-    for row in rows:
-        wanted = row.entries()
-        missing = [name for name in wanted if name not in arrays]
-        if missing and row.letters:
-            found = _streams(row, arrays)
-            if found is not None:
-                used, whole = found
-                for name in used:
-                    arrays.pop(name, None)
-                arrays |= row.to_torch(whole)
-        for name, shape in wanted.items():
-            array = arrays.get(name)
-            if array is not None and array.shape != shape and _squeezed(array.shape) == _squeezed(shape):
-                arrays[name] = array.reshape(shape)
-    return arrays
-
-
-def _squeezed(shape: Shape) -> Shape:
-    while len(shape) > 2 and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape
-
-
-def _streams(row: Row, arrays: Mapping[str, np.ndarray]) -> tuple[set[str], np.ndarray] | None:
-    """(names used, the projection as we have it) from projections that group its streams otherwise."""
-    name = row.parts[0][0] if row.parts else row.name
-    before, _, leaf = name.rpartition(".")
-    before = before.rpartition(".")[0]
-    prefix = f"{before}." if before else ""
-    widths, used, pieces = dict(row.letters), set(), []
-    groups = [g[len(prefix) : -len(leaf) - 1] for g in arrays if g.startswith(prefix) and g.endswith(f".{leaf}")]
-    for letter, width in row.letters:
-        group = next((g for g in groups if letter in g and len(set(g)) == len(g) and set(g) <= set("qkvgou")), None)
-        if group is None:
-            return None
-        start = sum(widths.get(c, width) for c in group[: group.index(letter)])
-        array = np.asarray(arrays[f"{prefix}{group}.{leaf}"])
-        pieces.append(array.reshape(_squeezed(array.shape))[start : start + width])
-        used.add(f"{prefix}{group}.{leaf}")
-    whole = np.concatenate(pieces).transpose(row.axes) if all(len(p) for p in pieces) else None
-    return None if whole is None or whole.shape != row.shape else (used, whole)
 
 
 def window_buffers(model: nn.Module) -> dict[str, np.ndarray]:
@@ -244,19 +242,25 @@ def window_buffers(model: nn.Module) -> dict[str, np.ndarray]:
     return buffers
 
 
-def visit_calls(
-    model: nn.Module, visit: Callable[[nn.Module, Mapping[str, Any]], None], example: Any = None, **call: Any
-) -> dict[str, Any]:
-    """Call `visit(module, arguments)` for every call of a module inside `model`; nothing is computed.
+def visit_calls(model: nn.Module, visit: Callable[..., Any], example: Any = None, **call: Any) -> dict[str, Any]:
+    """Call `visit(module, arguments)` before every call of a module inside `model`; nothing is computed.
+
+    Args:
+        visit: may return a function, which is called, without arguments, after the module's call.
+        example, call: how an attention layer is called, see `layout`.
 
     Returns:
-        the abstract variables. What a call of an attention layer takes is told by `example` and `call`, see `layout`.
+        the abstract variables.
     """
 
     def intercept(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], context: Any) -> Any:
-        if context.method_name == "__call__":
-            visit(context.module, inspect.signature(function).bind(*args, **kwargs).arguments)
-        return function(*args, **kwargs)
+        if context.method_name != "__call__":
+            return function(*args, **kwargs)
+        after = visit(context.module, inspect.signature(function).bind(*args, **kwargs).arguments)
+        result = function(*args, **kwargs)
+        if after is not None:
+            after()
+        return result
 
     with nn.intercept_methods(intercept):
         return jax.eval_shape(lambda: _init(model, example, **call))

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flatten_jax.attention.contract import Grid, Sized
+from flatten_jax.attention.contract import Grid
 from flatten_jax.weights.layout import Row
+
+POSITIONS = r"(absolute_)?pos_embed\d*"  # position embeddings of the families, one row for each token
 
 
 def bicubic(x: np.ndarray, size: Grid) -> np.ndarray:
@@ -49,13 +51,12 @@ def resample_table(x: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
     return bicubic(x.reshape(*source, -1), target).reshape(-1, x.shape[-1])
 
 
-def fit(
-    row: Row, x: np.ndarray, shape: tuple[int, ...], rows: Sequence[Row], source_rows: Sequence[Row] | None = None
-) -> np.ndarray | None:
-    """A parameter of another image size made to fit `shape`; None if it does not depend on that size.
+def fit(row: Row, x: np.ndarray, rows: Sequence[Row], source_rows: Sequence[Row] | None = None) -> np.ndarray | None:
+    """A parameter of another image size made to fit; None if it fits, or does not depend on that size.
 
     Args:
         row: of the parameter, in the model that takes it.
+        x: of as many dimensions as `row.shape`, in our layout.
         rows: of that model.
         source_rows: of the model that had it. Not known from a PyTorch file: there a grid is taken to be square, and
             where its number of tokens has no root, of the shape of the new one.
@@ -63,54 +64,68 @@ def fit(
     Raises:
         ValueError: the parameter belongs to one grid alone.
     """
-    leaf = row.path[-1]
-    if x.ndim != len(shape):
-        return None
     before = next((r.site for r in source_rows or () if r.path == row.path), None)
     if row.sized:
-        if row.sized.along == "fixed":
-            raise ValueError(
-                f"{row.name} of {x.shape} belongs to one grid, and cannot be made to fit {shape}: take the image size "
-                "that the weights are of"
-            )
-        known = before and (before.grid if row.sized.of == "queries" else before.keys)
-        target = row.site.grid if row.sized.of == "queries" else row.site.keys
-        return _along(x, row.sized, known, target, shape)
-    if x.shape[-1] != shape[-1]:
+        queries = row.sized.of == "queries"
+        source = (before.grid if queries else before.keys) if before else None
+        fitted = _sized(row, x, source, row.site.grid if queries else row.site.keys)
+    elif x.shape[1:] == row.shape[1:] and row.path[-1] == "relative_position_bias_table":
+        source = before.keys if before else _source_window(len(x))
+        fitted = resample_table(x, source, row.site.keys) if source and source != row.site.keys else None
+    elif x.shape[::2] == row.shape[::2] and re.fullmatch(POSITIONS, row.path[-1]):
+        fitted = _positions(x, row.shape[1], rows, source_rows)
+    else:
         return None
-    if re.fullmatch(r"(absolute_)?pos_embed\d*", leaf):
-        target, prefix = _embedding_grid(shape[1], rows)
-        if source_rows:
-            source, prefix = _embedding_grid(x.shape[1], source_rows)
-        else:
-            source = _source_grid(x.shape[1] - prefix, target)
-        return resample_tokens(x, source, target, prefix) if source else None
-    if leaf == "relative_position_bias_table":
-        source = before.keys if before else _source_window(x.shape[0])
-        return resample_table(x, source, row.site.keys) if source else None
-    return None
+    return fitted if fitted is not None and fitted.shape == row.shape else None
 
 
-def _along(x: np.ndarray, sized: Sized, source: Grid | None, target: Grid, shape: tuple[int, ...]) -> np.ndarray | None:
+def _positions(x: np.ndarray, tokens: int, rows: Sequence[Row], source_rows: Sequence[Row] | None) -> np.ndarray | None:
+    """A position embedding (1, prefix + N, C), of the tokens of one of the model's grids."""
+    target, prefix = _embedding_grid(tokens, rows)
+    if target is None:
+        return None
+    if source_rows:
+        source, prefix = _embedding_grid(x.shape[1], source_rows)
+    else:
+        source = _source_grid(x.shape[1] - prefix, target)
+    return resample_tokens(x, source, target, prefix) if source and source != target else None
+
+
+def _sized(row: Row, x: np.ndarray, source: Grid | None, target: Grid) -> np.ndarray | None:
     """As the originals do: tokens bicubic on their grid, rows and columns linear, half-pixel; a prefix stays."""
-    x = np.moveaxis(x, sized.axis, 0)
-    if sized.along == "tokens":
-        prefix = shape[sized.axis] - target[0] * target[1]
+    sized, x = row.sized, np.moveaxis(x, row.sized.axis, 0)
+    new = row.shape[sized.axis]
+    if source == target or (source is None and len(x) == new and sized.along != "fixed"):
+        return None
+    if sized.along == "fixed":
+        raise ValueError(
+            f"{row.name} belongs to one grid{_as_text(source)}, and cannot be made to fit {_as_text(target)[4:]}: give "
+            "create_model the image_size that the weights are of"
+        )
+    if sized.along != "tokens":
+        prefix, fitted = 0, _linear(x, target[sized.along == "columns"])
+    else:
+        prefix = new - target[0] * target[1]
         source = source or _source_grid(len(x) - prefix, target)
-        if source is None or source[0] * source[1] + prefix != len(x):
+        if prefix < 0 or source is None or source[0] * source[1] + prefix != len(x):
             return None
         fitted = bicubic(x[prefix:].reshape(*source, -1), target).reshape(-1, *x.shape[1:])
-        if sized.summed:
-            fitted = fitted * np.asarray(source[0] * source[1] / len(fitted), x.dtype)
-        fitted = np.concatenate([x[:prefix], fitted])
-    else:
-        side = target[sized.along == "columns"]
-        place = np.clip((np.arange(side) + 0.5) * len(x) / side - 0.5, 0, len(x) - 1)
-        left = np.clip(place.astype(int), 0, max(0, len(x) - 2))
-        right = np.minimum(left + 1, len(x) - 1)
-        share = (place - left).reshape(-1, *[1] * (x.ndim - 1))
-        fitted = ((1 - share) * x[left] + share * x[right]).astype(x.dtype)
-    return np.moveaxis(fitted, 0, sized.axis)
+    if sized.summed:
+        fitted = fitted * np.asarray((len(x) - prefix) / len(fitted), x.dtype)
+    return np.moveaxis(np.concatenate([x[:prefix], fitted]), 0, sized.axis)
+
+
+def _linear(x: np.ndarray, count: int) -> np.ndarray:
+    """Linear interpolation along the first axis to `count`, half-pixel centres, as F.interpolate(mode="linear")."""
+    place = np.clip((np.arange(count) + 0.5) * len(x) / count - 0.5, 0, len(x) - 1)
+    left = np.minimum(place.astype(int), max(0, len(x) - 2))
+    right = np.minimum(left + 1, len(x) - 1)
+    share = (place - left).reshape(-1, *[1] * (x.ndim - 1))
+    return ((1 - share) * x[left] + share * x[right]).astype(x.dtype)
+
+
+def _as_text(grid: Grid | None) -> str:
+    return "" if grid is None else f" of {grid[0]} x {grid[1]}"
 
 
 def _source_grid(tokens: int, target: Grid) -> Grid | None:
@@ -127,10 +142,9 @@ def _source_window(rows: int) -> Grid | None:
     return ((side + 1) // 2,) * 2 if side * side == rows and side % 2 else None
 
 
-def _embedding_grid(tokens: int, rows: Sequence[Row]) -> tuple[Grid, int]:
-    """The grid whose tokens an embedding is added to, and how many more it has: a class token, or none."""
-    for prefix in (0, 1):
-        for height, width in (row.site.grid for row in rows if row.site):
-            if height * width + prefix == tokens:
-                return (height, width), prefix
-    raise ValueError(f"no stage of the model has {tokens} tokens")
+def _embedding_grid(tokens: int, rows: Sequence[Row]) -> tuple[Grid | None, int]:
+    """The grid whose tokens an embedding is added to, and how many more it has, such as a class token."""
+    for row in rows:
+        if row.site and row.site.grid[0] * row.site.grid[1] + row.site.prefix == tokens:
+            return row.site.grid, row.site.prefix
+    return None, 0

@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from make_fixtures import OPTIONS, weights
 from safetensors import safe_open
 
 import flatten_jax
@@ -19,6 +18,8 @@ from flatten_jax.weights.convert import from_torch
 from flatten_jax.weights.files import convert_file, export_file, save_weights
 from flatten_jax.weights.load import load_weights
 from flatten_jax.weights.torch_file import read_torch
+
+from .make_fixtures import OPTIONS, weights
 
 HERE = Path(__file__).parent
 NAME = "flatten_deit_t"

@@ -2,22 +2,17 @@
 
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 
 from flatten_jax import create_model
-from flatten_jax.models import PUBLISHED, abstract_variables
-from flatten_jax.weights.convert import torch_name, torch_shape
+from flatten_jax.models import PUBLISHED
 from flatten_jax.weights.guess import guess_model
+from flatten_jax.weights.layout import entries, layout
 
 
 def shapes(name, **options):
     """A state dict whose arrays take no memory."""
-    leaves = flatten_dict(abstract_variables(create_model(name, **options))["params"])
-    rules = {path: torch_name(path, leaf.ndim) for path, leaf in leaves.items()}
-    return {
-        name: np.broadcast_to(np.float32(0), torch_shape(leaves[path].shape, axes))
-        for path, (name, axes) in rules.items()
-    }
+    model = create_model(name, **options)
+    return {name: np.broadcast_to(np.float32(0), shape) for name, shape in entries(layout(model)).items()}
 
 
 WITH_PUBLISHED_WEIGHTS = [name for name, published in PUBLISHED.items() if published.weights]
@@ -34,10 +29,16 @@ def test_a_model_is_recognised(name):
     ("name", "options"),
     [
         ("flatten_deit_t", dict(num_classes=10, image_size=(256, 256), kernel_size=3)),
-        ("flatten_deit_t", dict(attn_type="LLLLLLSSSSSS")),
+        ("flatten_deit_t", dict(attn_type="focused*6+softmax")),
         ("deit_t", dict(image_size=(384, 384))),
-        pytest.param("flatten_pvt_t", dict(num_classes=10, attn_type="LLSS"), marks=pytest.mark.slow),
-        pytest.param("flatten_swin_t", dict(attn_type="LLMS2", num_classes=0, window_size=7), marks=pytest.mark.slow),
+        pytest.param(
+            "flatten_pvt_t", dict(num_classes=10, attn_type="focused,focused,softmax,softmax"), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "flatten_swin_t",
+            dict(attn_type="focused,focused,focused*2+softmax,softmax", num_classes=0, window_size=7),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_options_are_recognised(name, options):

@@ -6,13 +6,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from make_fixtures import OPTIONS, weights
 
 import flatten_jax
 from flatten_jax.models import abstract_variables
 from flatten_jax.weights import resample
 from flatten_jax.weights.convert import from_torch, to_torch
 from flatten_jax.weights.load import load_weights, load_with_report
+
+from .make_fixtures import OPTIONS, weights
 
 HERE = Path(__file__).parent
 

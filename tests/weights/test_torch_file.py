@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_fixtures import weights
 
 from flatten_jax.weights import unpickle
 from flatten_jax.weights.torch_file import read_torch
+
+from .make_fixtures import weights
 
 HERE = Path(__file__).parent
 

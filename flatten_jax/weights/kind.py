@@ -1,0 +1,94 @@
+"""Whether weights are of the kind of model that they are loaded into, and what is said where they are not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from flatten_jax.attention import attention_options
+from flatten_jax.models.backbone import Backbone
+from flatten_jax.weights.fingerprint import attentions_in, pattern_of
+from flatten_jax.weights.guess import IN_CONFIG, told_by_config
+from flatten_jax.weights.match import Shape
+
+_WAYS_OUT = (
+    "create_model(..., attn_type={!r}) is what they are of, new_attention=True (--new-attention of convert) inherits "
+    "the rest and makes the attention new"
+)
+
+
+def check_same_kind(label: str, name: str, saved: Backbone, model: Backbone) -> None:
+    """Weights may have the right shapes and still mean another function; our own files say which."""
+    if type(saved) is not type(model):
+        raise ValueError(f"{label} holds {name}, a {type(saved).__name__}; the model is a {type(model).__name__}")
+    if saved.attentions() != model.attentions():
+        raise ValueError(
+            f"{label} holds {name} with attn_type={saved.attn_type!r} (the model has {model.attn_type!r}): "
+            f"{_WAYS_OUT.format(saved.attn_type)}"
+        )
+    theirs, ours = _meaning(saved), _meaning(model)
+    differ = [f"{key}={theirs[key]!r} (the model has {ours[key]!r})" for key in theirs if theirs[key] != ours[key]]
+    if differ:
+        raise ValueError(f"{label} holds {name} with {', '.join(differ)}: give create_model the same options")
+
+
+def _meaning(model: Backbone) -> dict[str, Any]:
+    """What leaves no trace in names and shapes; of the attentions' options one value, or one for each block."""
+    values: dict[str, list[Any]] = {}
+    for i, names in enumerate(model.attentions()):
+        for j, name in enumerate(names):
+            for option, default in attention_options(name).items():
+                values.setdefault(option, []).append(model.options_of(i, j).get(option, default))
+    options = {option: of[0] if all(value == of[0] for value in of) else of for option, of in values.items()}
+    return {"num_heads": getattr(model, "num_heads", None), **options}
+
+
+def with_attentions_of(label: str, arrays: Mapping[str, np.ndarray], model: Backbone) -> Backbone:
+    """`model` with the attentions whose names the entries of a PyTorch state dict have."""
+    found = attentions_in(model, {name: array.shape for name, array in arrays.items()})
+    if any(attention is None for stage in found for attention in stage):
+        raise ValueError(f"no known attention has the names of the blocks of {label}: its weights cannot be inherited")
+    options = {key: value for stage in found for attention in stage for key, value in attention.options.items()}
+    names = [tuple(attention.attention for attention in stage) for stage in found]
+    if names == model.attentions():
+        return model
+    return model.clone(attn_type=pattern_of(names), attn_options=nn.FrozenDict({**model.attn_options, **options}))
+
+
+def head_hint(head: set[str], given: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str:
+    classes = [(given[n][0], wanted[n][0]) for n in head if n.endswith("bias") and given.get(n, wanted[n]) != wanted[n]]
+    if not classes:
+        return ""
+    theirs, ours = classes[0]
+    return (
+        f"\n  the weights have {theirs} classes, the model {ours}: new_head=True (--new-head, of main.py "
+        f"--config.init_new_head=True) makes a new head and keeps the rest, "
+        f"create_model(..., num_classes={theirs}) takes theirs"
+    )
+
+
+def attention_hint(given: Mapping[str, Shape], wanted: Mapping[str, Shape], model: Backbone) -> str:
+    """Which attentions the weights look like, where their names say others than the model has."""
+    if given.keys() == wanted.keys():
+        return ""
+    found = [tuple(a and a.attention for a in stage) for stage in attentions_in(model, given)]
+    if found == model.attentions() or not all(name for stage in found for name in stage) or not any(found):
+        return ""
+    theirs = pattern_of(found)
+    return f"\n  these are names of attn_type={theirs!r}, the model has {model.attn_type!r}: {_WAYS_OUT.format(theirs)}"
+
+
+def other_options(extra: Any, model: Backbone) -> tuple[str, ...]:
+    """A note for each option that the original's config in a file says, no shape shows, and the model has otherwise."""
+    ours = _meaning(model)
+    return tuple(
+        f"the config in the file says {'.'.join(IN_CONFIG[option])} {value}, the model has {option}={ours[option]}"
+        for option, value in told_by_config(extra).items()
+        if option in ours and ours[option] != value
+    )
+
+
+def describe(model: Backbone) -> str:
+    height, width = model.image_size
+    return f"{type(model).__name__} of {height} x {width} pixels and {model.num_classes} classes"

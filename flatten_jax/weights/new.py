@@ -1,0 +1,87 @@
+"""What a file of weights does not have, made new by the model's own initial values; and weights of other attentions."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from flatten_jax.models import dummy_images
+from flatten_jax.weights.convert import as_variables, flat
+from flatten_jax.weights.layout import Row, layout
+from flatten_jax.weights.streams import pieces
+
+_SEED = 0
+
+
+def initial(model: nn.Module, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The model's own initial values of some rows, by `Row.ours`, always the same.
+
+    What else `init` computes is cut away by the compiler.
+    """
+    names = sorted(names)
+    if not names:
+        return {}
+
+    def chosen(key: jax.Array) -> dict[str, jax.Array]:
+        leaves = flat(model.init(key, dummy_images(model)), lambda leaf: leaf)
+        return {name: leaves[name] for name in names}
+
+    return {name: np.asarray(x) for name, x in jax.jit(chosen)(jax.random.key(_SEED)).items()}
+
+
+def inherit(
+    variables: Mapping[str, Any], source: nn.Module, model: nn.Module
+) -> tuple[dict[str, Any], list[tuple[Row, str]], list[Row]]:
+    """Variables of `model` from those of a model that has other attentions, and else is the same.
+
+    Inherited are the projections, stream by stream, and all that blocks have beside an attention's own parameters;
+    these too in blocks that have the same attention in both. The rest is made new.
+
+    Args:
+        variables: {"params": ...} of `source`.
+
+    Returns:
+        (variables of `model`; the rows that are new, each with its new streams if only some are; the rows of `source`
+        that the model has no use for).
+    """
+    rows, old_rows, old = layout(model), layout(source), flat(variables)
+    same = {block for block, names in _blocks(rows).items() if names == _blocks(old_rows).get(block)}
+    old_rows_of = {key: row for row in old_rows for key in pieces(row, old[row.ours])}
+    have = {
+        key: piece
+        for row in old_rows
+        for key, piece in pieces(row, old[row.ours]).items()
+        if not row.own or row.block in same
+    }
+    abstract = {row.ours: pieces(row, np.broadcast_to(np.float32(0), row.shape)) for row in rows}
+    new = {
+        row.ours: [
+            key for key, piece in abstract[row.ours].items() if key not in have or have[key].shape != piece.shape
+        ]
+        for row in rows
+    }
+    fresh = initial(model, (name for name, keys in new.items() if keys))
+    arrays, used = [], set()
+    for row in rows:
+        made = pieces(row, fresh[row.ours]) if new[row.ours] else {}
+        taken = abstract[row.ours].keys() - set(new[row.ours])
+        used |= taken
+        parts = [have[key] if key in taken else made[key] for key in abstract[row.ours]]
+        arrays.append((row, np.concatenate(parts, axis=-1) if row.letters else parts[0]))
+    partly = [
+        (row, "".join(key[-2] for key in new[row.ours]) if len(new[row.ours]) < len(abstract[row.ours]) else "")
+        for row in rows
+        if new[row.ours]
+    ]
+    left = {row.ours: row for key, row in old_rows_of.items() if key not in used}
+    return as_variables(arrays), partly, list(left.values())
+
+
+def _blocks(rows: Iterable[Row]) -> dict[tuple[str, ...], set[str]]:
+    """The names of each block: equal ones have the same attention."""
+    blocks: dict[tuple[str, ...], set[str]] = {}
+    for row in rows:
+        blocks.setdefault(row.block, set()).add(row.ours)
+    return blocks
