@@ -49,7 +49,8 @@ class Layer:
     @property
     def kind(self) -> str:
         """The name of the attention."""
-        return next(name for name, cls in ATTENTIONS.items() if cls is type(self.call.attention))
+        cls = type(self.call.attention)
+        return next((name for name, known in ATTENTIONS.items() if known is cls), cls.__name__)
 
     @property
     def num_heads(self) -> int:
@@ -63,7 +64,7 @@ class Layer:
 
     @cached_property
     def shows(self) -> str:
-        """ "matrix", "derivative" or "influence". It is tried: with other values the derivative has to be the same."""
+        """What its rows are, see above. Found by trying: a matrix is the same with other values."""
         if "v" not in self.streams:
             return "influence"
         return "matrix" if jacobian.is_linear(self.call.examples(slice(0, 1))) else "derivative"
@@ -76,10 +77,8 @@ class Layer:
     @property
     def has_branch(self) -> bool:
         """Whether a local branch of the values can be left out, its own or its host's."""
-        attention = self.call.attention
-        return self.call.local is not None or any(
-            getattr(attention, name, off) != off for name, off in BRANCHES.items()
-        )
+        options = (getattr(self.call.attention, name, off) != off for name, off in BRANCHES.items())
+        return self.call.local is not None or any(options)
 
     def changed(self, **options: Any) -> "Layer":
         """The same call with other options of the attention, such as focusing_factor=1."""
@@ -90,10 +89,7 @@ class Layer:
 
     def without_branch(self) -> "Layer":
         """The same call without local branches of the values. One that no option leaves out stays (InLine's)."""
-        if not self.has_branch:
-            return self
-        options = {name: off for name, off in BRANCHES.items() if hasattr(self.call.attention, name)}
-        return self._called(self.call.replace(attention=self.call.attention.clone(**options), local=None))
+        return self._called(self._without_branch()) if self.has_branch else self
 
     def through(self, attn_type: str) -> "Layer | None":
         """The same streams through another attention; None where it has parameters or needs streams of one width."""
@@ -120,7 +116,7 @@ class Layer:
             _check_size(len(call.x), len(tokens), call.x.shape[1])
             return np.asarray(jacobian.token_rows(call, tokens))[:, None]
         of_head = np.repeat(np.eye(self.num_heads), self._width, axis=1)
-        return self.without_branch()._rows(of_head / self._width, of_head, examples, tokens)
+        return self._rows(self._without_branch(), of_head / self._width, of_head, examples, tokens)
 
     def effective(
         self, example: int, head: int, channel: int | None = None, tokens: Sequence[int] | None = None
@@ -137,7 +133,7 @@ class Layer:
         """
         channels = np.eye(self.output.shape[2])[self._channels(head, channel)]
         weights = channels.sum(axis=0, keepdims=True)
-        return self._rows(weights / len(channels), weights, slice(example, example + 1), tokens)[0, 0]
+        return self._rows(self.call, weights / len(channels), weights, slice(example, example + 1), tokens)[0, 0]
 
     def offset(self, example: int, head: int, channel: int) -> np.ndarray:
         """(N,) what a channel of the output is where that channel of the values is 0."""
@@ -155,7 +151,7 @@ class Layer:
         if "v" not in self.streams:
             return self.attention(examples, [token])[0, :, 0]
         each = np.eye(self.output.shape[2])
-        taken = np.abs(self._rows(each, each, examples, [token])[0, :, 0])
+        taken = np.abs(self._rows(self.call, each, each, examples, [token])[0, :, 0])
         return taken.reshape(self.num_heads, self._width, -1).mean(axis=1)
 
     def locate(self, query: tuple[int, int], picture: int = 0) -> tuple[int, int]:
@@ -181,20 +177,29 @@ class Layer:
         return np.arange(self.output.shape[1]) if tokens is None else np.asarray(tokens)
 
     def _rows(
-        self, outputs: np.ndarray, values: np.ndarray, examples: slice, tokens: Sequence[int] | None
+        self,
+        call: jacobian.Call,
+        outputs: np.ndarray,
+        values: np.ndarray,
+        examples: slice,
+        tokens: Sequence[int] | None,
     ) -> np.ndarray:
         """(E, S, R, M) of `jacobian.rows`; both weights are for the output's channels."""
         if "v" not in self.streams:
             raise ValueError(
                 f"{self.kind} makes its values itself, so {self.name} has no matrix: ask its `influence` or `attention`"
             )
-        call, tokens = self.call.examples(examples), self._tokens(tokens)
+        call, tokens = call.examples(examples), self._tokens(tokens)
         _, keys, channels = call.streams["v"].shape
         if values.shape[1] % channels:
             raise ValueError(f"{self.name} has {values.shape[1]} channels of {channels} values: which is whose?")
         values = values.reshape(len(values), -1, channels).sum(axis=1)  # heads may share their values
         _check_size(len(call.x), len(values), len(tokens), keys)
         return np.asarray(jacobian.rows(call, tokens, np.float32(outputs), np.float32(values)))
+
+    def _without_branch(self) -> jacobian.Call:
+        options = {name: off for name, off in BRANCHES.items() if hasattr(self.call.attention, name)}
+        return self.call.replace(attention=self.call.attention.clone(**options), local=None)
 
     def _called(self, call: jacobian.Call) -> "Layer":
         return dataclasses.replace(self, call=call, output=np.asarray(jacobian.output(call)))

@@ -46,16 +46,14 @@ def depth_profile(layers: Sequence[Layer], image_size: tuple[int, int], queries:
         tokens = np.unique(np.linspace(0, places.shape[1] - 1, min(queries, places.shape[1])).round().astype(int))
         places = places[:, tokens]
         on_picture = ((places >= 0) & (places < grid)).all(axis=-1)  # not NaN, a class token
-        apart_from = places[:, None] * pixels, key_places[:, None] * pixels
-        means = []
+        apart = places[:, None] * pixels, key_places[:, None] * pixels
+        measured = []
         for start in range(0, len(layer.output), len(places)):  # the windows of a picture
             matrix = layer.attention(slice(start, start + len(places)), tokens)
-            for values in (entropy(matrix), distance(matrix, *apart_from)):
-                means.append(values.swapaxes(1, 2)[on_picture].mean(axis=0))
-        uniform = float(np.log(key_places.shape[1]))
-        profile = BlockProfile(
-            layer.block, layer.kind, np.mean(means[::2], axis=0), uniform, np.mean(means[1::2], axis=0)
-        )
+            each = np.stack([entropy(matrix), distance(matrix, *apart)], axis=-1)  # (P, h, R, 2)
+            measured.append(each.swapaxes(1, 2)[on_picture].mean(axis=0))
+        means, uniform = np.mean(measured, axis=0), float(np.log(key_places.shape[1]))
+        profile = BlockProfile(layer.block, layer.kind, means[:, 0], uniform, means[:, 1])
         if profiles and profiles[-1].block == layer.block:  # the other stripes of a CSwin block
             before = profiles.pop()
             joined = [np.concatenate(pair) for pair in zip(before[2::2], profile[2::2], strict=True)]
