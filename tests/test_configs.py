@@ -154,6 +154,12 @@ def test_every_option_of_an_attention_is_parsed(attention):
     assert {o: config.model[o] for o in given} == given
 
 
+def test_words_for_a_number_are_refused():
+    """Flags of attentions take any literal, so that one for each stage can be written."""
+    with pytest.raises(ValueError, match="kernel_size='five' must be of the kind of its default, 5"):
+        build(parse("--config=configs/digits.py", "--config.model.kernel_size=five"))
+
+
 def test_old_run_without_the_newer_options_can_be_resumed(tmp_path):
     """None now, and nothing in the folder's config."""
     config = load("digits")

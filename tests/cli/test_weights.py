@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from flatten_jax.cli.main import main
@@ -10,6 +11,7 @@ from flatten_jax.training.checkpoint import load_weights, save_weights
 from flatten_jax.weights.convert import to_torch
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_and_converted_back(tmp_path, capsys):
     """A checkpoint folder -> PyTorch's names -> a checkpoint folder again, with the same weights."""
     model = create_model("flatten_deit_t", num_classes=3, image_size=32)
