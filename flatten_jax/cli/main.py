@@ -25,6 +25,9 @@ def main(argv: list[str] | None = None) -> None:
     command.add_argument("target", help="a .safetensors file to write; with --to-orbax a folder")
     _add_model_arguments(command)
     command.add_argument("--new-head", action="store_true", help="make a new classifier instead of loading it")
+    command.add_argument(
+        "--new-attention", metavar="NAME", help="inherit all but the attention, which is this one, made new (attn_type)"
+    )
     command.add_argument("--to-orbax", action="store_true", help="write a checkpoint folder for main.py as well")
     command.set_defaults(run=_convert)
 
@@ -179,6 +182,8 @@ def _convert(args: argparse.Namespace) -> None:
     target = Path(args.target)
     file = target / "weights.safetensors" if args.to_orbax else target
     options = dict(ema=args.ema, new_head=args.new_head, overwrite=args.overwrite, **_model_options(args))
+    if args.new_attention:
+        options |= dict(attn_type=args.new_attention, new_attention=True)
     print(files.convert_file(args.source, file, args.model, **options))
     print(f"written: {file}")
     if args.to_orbax:
