@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flatten_jax.attention import ATTENTIONS, Attention, attention_options
+from flatten_jax.attention import ATTENTIONS, Attention, attention_options, pattern
 from flatten_jax.hosts import QKVAttention
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.weights.layout import Row, is_buffer, layout, torch_modules
@@ -46,10 +46,10 @@ def template(model: Backbone, attention: str, options: Mapping[str, Any]) -> Tem
     """
     cls = ATTENTIONS[attention]
     # What looks at the block before cannot be the first one.
-    pattern, depth = (f"softmax*1+{attention}", 2) if cls.takes_before else (attention, 1)
+    attn_type, depth = (f"softmax*1+{attention}", 2) if cls.takes_before else (attention, 1)
     shallow = model.clone(
         **({"depths": (depth,) * len(model.depths)} if hasattr(model, "depths") else {"depth": depth}),
-        attn_type=pattern,
+        attn_type=attn_type,
         attn_options=nn.FrozenDict(_own(attention, options)),
         remat=False,
         scan=False,
@@ -224,8 +224,9 @@ def lookalikes(model: Backbone, i: int, j: int) -> list[str]:
 
 def pattern_of(attentions: Sequence[Sequence[str]]) -> str:
     """`attn_type` of the attentions of each stage's blocks: the inverse of `attention.pattern`."""
-    stages = [_stage_of(names) for names in attentions]
-    return stages[0] if len(set(stages)) == 1 else ",".join(stages)
+    stages, depths = [_stage_of(names) for names in attentions], [len(names) for names in attentions]
+    # One entry for all, where one is enough: of alternating attentions a shallow stage shows less than a deep one.
+    return next((entry for entry in stages if pattern(entry, depths) == list(attentions)), ",".join(stages))
 
 
 def _stage_of(names: Sequence[str]) -> str:

@@ -6,13 +6,11 @@ import os
 import stat
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
 
 import flatten_jax
-from flatten_jax.models import abstract_variables
 from flatten_jax.weights import files, resample
 from flatten_jax.weights.convert import from_torch
 from flatten_jax.weights.files import convert_file, export_file, save_weights
@@ -20,22 +18,10 @@ from flatten_jax.weights.load import load_weights
 from flatten_jax.weights.torch_file import read_torch
 
 from .make_fixtures import OPTIONS, weights
+from .small import equal, random_variables, tiny
 
 HERE = Path(__file__).parent
 NAME = "flatten_deit_t"
-
-
-def tiny(**options):
-    return flatten_jax.create_model(NAME, **{**OPTIONS, **options})
-
-
-def random_variables(model):
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), abstract_variables(model))
-
-
-def equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def metadata(path):

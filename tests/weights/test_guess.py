@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 
 from flatten_jax import create_model
+from flatten_jax.attention import pattern
 from flatten_jax.models import PUBLISHED
-from flatten_jax.weights.guess import guess_model
+from flatten_jax.weights.fingerprint import pattern_of
+from flatten_jax.weights.guess import guess, guess_model
 from flatten_jax.weights.layout import entries, layout
+
+from . import toys
 
 
 def shapes(name, **options):
@@ -63,3 +67,40 @@ def test_the_nearest_model_is_named_with_what_differs():
     )
     with pytest.raises(ValueError, match="no block is among the names"):
         guess_model({"features.0.weight": np.zeros((64, 3, 11, 11))})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("flatten_deit_t", dict(use_dwc=False)),
+        ("flatten_deit_t", dict(attn_type="toy_gated")),
+        ("flatten_deit_t", dict(attn_type="toy_bare/softmax")),
+        ("flatten_deit_t", dict(attn_type="toy_tied", image_size=(192, 192), slots=5)),
+        pytest.param("flatten_swin_t", dict(softmax_window_size=4), marks=pytest.mark.slow),
+        pytest.param("flatten_pvt_t", dict(attn_type="toy_tied", slots=(3, 4, 3, 5)), marks=pytest.mark.slow),
+    ],
+)
+def test_attentions_and_their_options_are_recognised_by_names_and_shapes(name, options, monkeypatch):
+    toys.register(monkeypatch)
+    assert guess_model(shapes(name, **options)) == (name, options)
+
+
+def test_attentions_without_parameters_are_the_models_own_or_softmax_and_it_is_said():
+    name, options, (note,) = guess(shapes("flatten_deit_t", attn_type="focused*3+linear"))
+    assert (name, options) == ("flatten_deit_t", dict(attn_type="focused*3+softmax"))
+    assert "softmax has no parameters of its own: these weights may as well be of " in note
+    assert "linear" in note
+    # Neither where an attention has some, nor where the model's own softmax is told by its table of biases.
+    assert guess(shapes("flatten_swin_t")).notes == ()
+
+
+def test_a_pattern_is_written_so_that_it_is_read_again():
+    for written, depths in [
+        ("linear", (2, 2)),
+        ("focused,softmax", (2, 2)),
+        ("softmax*3+inline*6+softmax", (12,)),
+        ("focused,focused*4+softmax", (2, 6)),
+        ("inline/softmax", (6,)),
+        ("inline/softmax", (2, 5)),
+    ]:
+        assert pattern_of(pattern(written, depths)) == written

@@ -3,37 +3,25 @@
 import logging
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 import flatten_jax
-from flatten_jax.models import abstract_variables
 from flatten_jax.weights import resample
 from flatten_jax.weights.convert import from_torch, to_torch
 from flatten_jax.weights.load import load_weights, load_with_report
 
 from .make_fixtures import OPTIONS, weights
+from .small import equal, random_variables, tiny
 
 HERE = Path(__file__).parent
 
 
-def tiny(**options):
-    return flatten_jax.create_model("flatten_deit_t", **{**OPTIONS, **options})
-
-
-def random_variables(model):
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), abstract_variables(model))
-
-
-def equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 @pytest.mark.parametrize("name", ["flatten_pvt_t", "flatten_pvt_v2_b0", "flatten_swin_t", "flatten_cswin_t"])
 def test_a_round_trip_through_pytorch_names_is_exact(name):
-    model = flatten_jax.create_model(name, image_size=64, attn_type="LSLS", depths=(1, 1, 1, 1))
+    model = flatten_jax.create_model(
+        name, image_size=64, attn_type="focused,softmax,focused,softmax", depths=(1, 1, 1, 1)
+    )
     variables = random_variables(model)
     state_dict = to_torch(variables, model)
     np.testing.assert_array_equal(state_dict["head.weight"], variables["params"]["head"]["kernel"].T)
