@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import flatten_jax
-from flatten_jax.attention import ATTENTIONS, Attention, Site, attention_options
+from flatten_jax.attention import ATTENTIONS, Attention, Site, attention_options, make_attention
 from flatten_jax.hosts import QKVAttention, ReducedAttention, StripeAttention, WindowAttention
 from flatten_jax.models import abstract_variables, create_model
 from flatten_jax.models.flops import products
@@ -152,15 +152,53 @@ def test_only_what_is_said_to_knows_the_order_of_tokens(name):
     assert same == (name in ORDER_FREE)
 
 
+@functools.cache
+def core_derivative(name, dtype):
+    """f(variables, inputs, cotangent) -> output, gradients of the inputs: x and the streams, without projections."""
+    attention = make_attention(name, HEADS, dtype)
+
+    @jax.jit
+    def of(variables, inputs, where, cotangent):
+        def forward(inputs):
+            x, *streams = (a.astype(dtype or a.dtype) for a in inputs)
+            return attention.apply(variables, x, where, *streams).astype(jnp.float32)
+
+        out, pull = jax.vjp(forward, inputs)
+        return out, pull(cotangent)[0]
+
+    return of
+
+
+# Of those that project by themselves: a rounded projection flips the signs that a ReLU looks at.
+KINKED = {"litemla": 4e-2}
+
+
 @every
 def test_bfloat16_is_near_in_value_and_gradient(name):
-    """A hundredth of the exact values, in the mean square; weights and input are given in bfloat16 to both."""
-    rounded = jax.tree.map(lambda a: a.astype(jnp.bfloat16).astype(a.dtype), (made("plain", name), tokens(), site()))
-    exact = derivative("plain", name)(*rounded, cotangent())
-    near = derivative("plain", name, jnp.bfloat16)(*rounded, cotangent())
-    for ours, expected in ((near[0], exact[0]), (near[2], exact[2])):
-        error = np.linalg.norm(ours - expected) / max(np.linalg.norm(expected), 1e-30)
-        assert error < 1e-2, f"{error:.1e}"
+    """A hundredth of the exact values, in the mean square, where both are given the same inputs in bfloat16."""
+    variables = made("plain", name)
+    attention = make_attention(name, HEADS)
+    widths = attention.widths(CHANNELS)
+    inputs = [tokens(), *(jax.random.normal(jax.random.key(i), (2, 32, widths[c])) for i, c in enumerate(widths))]
+    cast = jax.tree.map(lambda a: a.astype(jnp.bfloat16).astype(jnp.float32), (variables, inputs, site()))
+    exact, near = (core_derivative(name, dtype)(*cast, cotangent_of(name)) for dtype in (None, jnp.bfloat16))
+    pairs = [(1e-2, near[0], exact[0])]
+    pairs += [(KINKED.get(name, 1e-2), *pair) for pair in zip(near[1], exact[1], strict=True) if np.any(pair[1])]
+    for most, ours, expected in pairs:
+        error = np.linalg.norm(ours - expected) / np.linalg.norm(expected)
+        assert error < most, f"{error:.1e}"
+
+
+def cotangent_of(name):
+    """Of what the attention gives before the host's projection, whose width is that of its values."""
+    attention = make_attention(name, HEADS)
+    out = jax.eval_shape(
+        lambda v, *a: attention.apply(v, a[0], site(), *a[1:]),
+        made("plain", name),
+        tokens(),
+        *(jax.ShapeDtypeStruct((2, 32, width), jnp.float32) for width in attention.widths(CHANNELS).values()),
+    )
+    return jax.random.normal(jax.random.key(3), out.shape)
 
 
 EXTREMES = {
