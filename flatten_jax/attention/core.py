@@ -174,9 +174,11 @@ def unnormalised(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         (B, N, h, e) in float32 at least.
     """
     dtype = jnp.promote_types(v.dtype, jnp.float32)
-    q, k, v = (x.swapaxes(1, 2).astype(dtype if v.dtype == jnp.float16 else v.dtype) for x in (q, k, v))
-    context = jnp.einsum("bhmd,bhme->bhde", k, v, preferred_element_type=dtype) / k.shape[2]
-    return jnp.einsum("bhnd,bhde->bhne", q, context.astype(v.dtype), preferred_element_type=dtype).swapaxes(1, 2)
+    share = k.shape[1] ** -0.5  # on either side of the product, for the range of half precision
+    k, v = wide(k) * share, wide(v) * share if v.dtype == jnp.float16 else v * jnp.asarray(share, v.dtype)
+    q, k, v = (x.swapaxes(1, 2).astype(v.dtype) for x in (q, k, v))
+    context = jnp.einsum("bhmd,bhme->bhde", k, v)
+    return jnp.einsum("bhnd,bhde->bhne", q, context).swapaxes(1, 2).astype(dtype)
 
 
 def clamped_attention(q: jax.Array, k: jax.Array, v: jax.Array, low: float) -> jax.Array:

@@ -54,8 +54,7 @@ def gated_attention(q: jax.Array, k: jax.Array, v: jax.Array, log_gates: jax.Arr
         return a.reshape(a.shape[0], -1, CHUNK, *a.shape[2:])
 
     def product(equation: str, *arrays: jax.Array) -> jax.Array:
-        arrays = (a.astype(compute) for a in arrays)
-        return jnp.einsum(equation, *arrays, preferred_element_type=log_gates.dtype)
+        return wide(jnp.einsum(equation, *(a.astype(compute) for a in arrays)))
 
     q, k, v, b = (chunks(a) for a in (wide(q) * q.shape[-1] ** -0.5, wide(k), v, log_gates))
     b = jnp.cumsum(b, axis=2)

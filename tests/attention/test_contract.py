@@ -169,8 +169,9 @@ def core_derivative(name, dtype):
     return of
 
 
-# Of those that project by themselves: a rounded projection flips the signs that a ReLU looks at.
-KINKED = {"litemla": 4e-2}
+# Of those that project by themselves: a rounded projection flips the signs that a ReLU looks at; and MHLA's mixing, of
+# both signs here, has normalisers near zero.
+KINKED = {"litemla": 4e-2, "mhla": 8e-2}
 
 
 @every
