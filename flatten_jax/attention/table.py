@@ -14,6 +14,7 @@ from flatten_jax.attention.contract import Attention, Origin
 from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.gla import GLA
 from flatten_jax.attention.gnconv import GnConv
+from flatten_jax.attention.hyena import Hyena
 from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.mhla import MHLA
@@ -27,6 +28,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "focused": Focused,
     "gla": GLA,
     "gnconv": GnConv,
+    "hyena": Hyena,
     "inline": InLine,
     "linear": Linear,
     "mhla": MHLA,

@@ -81,9 +81,8 @@ def _apply(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _mean_of_products(k: jax.Array, e: jax.Array) -> jax.Array:
-    """k^T e / M: (B, M, h, d), (B, M, h, e) -> (B, h, d, e), products in the dtype of k, summed in float32."""
-    e = e.astype(k.dtype)
-    return jnp.einsum("bmhd,bmhe->bhde", k, e, preferred_element_type=wide(k).dtype) / k.shape[1]
+    """k^T e / M: (B, M, h, d), (B, M, h, e) -> (B, h, d, e), a product in the dtype of k."""
+    return wide(jnp.einsum("bmhd,bmhe->bhde", k, e.astype(k.dtype))) / k.shape[1]
 
 
 def _soft_clip(g: jax.Array, axis: int) -> jax.Array:
