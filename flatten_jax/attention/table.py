@@ -16,6 +16,7 @@ from flatten_jax.attention.gla import GLA
 from flatten_jax.attention.gnconv import GnConv
 from flatten_jax.attention.hyena import Hyena
 from flatten_jax.attention.inline import InLine
+from flatten_jax.attention.kernel_rpe import KernelRPE
 from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.mhla import MHLA
 from flatten_jax.attention.softmax import Softmax
@@ -30,6 +31,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "gnconv": GnConv,
     "hyena": Hyena,
     "inline": InLine,
+    "kernel_rpe": KernelRPE,
     "linear": Linear,
     "mhla": MHLA,
     "softmax": Softmax,

@@ -67,7 +67,7 @@ def fit(
     if x.ndim != len(shape):
         return None
     before = next((r.site for r in source_rows or () if r.path == row.path), None)
-    if row.sized:
+    if row.sized and row.sized.along != "offsets":
         if row.sized.along == "fixed":
             raise ValueError(
                 f"{row.name} of {x.shape} belongs to one grid, and cannot be made to fit {shape}: take the image size "
