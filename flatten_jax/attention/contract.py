@@ -53,14 +53,14 @@ class Sized(NamedTuple):
 
     Attributes:
         axis: the axis that is as long as there are tokens, rows or columns.
-        along: which of these; "side" is the longer side of the grid. "fixed": the parameter belongs to one grid alone,
-            and another size is refused.
+        along: which of these. "offsets": a table of relative positions, as Swin's. "fixed": the parameter belongs to
+            one grid alone, another size is refused.
         of: the grid that has them.
         summed: results are sums over this axis, so resampled values are divided by how many more there are.
     """
 
     axis: int
-    along: Literal["tokens", "rows", "columns", "side", "fixed"] = "tokens"
+    along: Literal["tokens", "rows", "columns", "offsets", "fixed"] = "tokens"
     of: Literal["queries", "keys"] = "keys"
     summed: bool = False
 

@@ -1,108 +1,104 @@
-"""Kernelised attention with relative positions (Luo et al., NeurIPS 2021, arXiv 2106.12566), by Fourier transforms."""
+"""Kernelised attention with relative positions on the grid, by FFT (Luo et al., NeurIPS 2021, arXiv 2106.12566)."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.attention.contract import Attention, Grid, Origin, Site, heads
-from flatten_jax.attention.core import elu1, unit, wide
+from flatten_jax.attention.contract import Attention, Grid, Origin, Site, Sized, heads
+from flatten_jax.attention.core import EPSILON, elu1, unit, wide
 from flatten_jax.ops.initializers import position_embedding
 
+FEATURE_MAPS = ("elu1", "prf")
 
-def toeplitz_attention(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, grid: Grid) -> jax.Array:
-    """sum_j e_ij (q_i . k_j) v_j / sum_j e_ij (q_i . k_j) with e = exp(bias of the offset of i and j), per head.
 
-    For every feature the sum over j is a convolution over the grid: O(N log N) each, one feature after the other.
+def relative_attention(q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array, grid: Grid, prefix: int = 0):
+    """sum_j E_ij (q_i . k_j) v_j / sum_j E_ij (q_i . k_j) with E_ij = exp(table of the offset i - j) on the grid.
+
+    Sums over keys are convolutions of k^T [v, 1] with E on the grid, one for each pair of channels, so the cost grows
+    with N log N. They are done feature by feature, in float32. E is 1 to and from tokens of the prefix.
 
     Args:
-        q, k: (B, prefix + N, h, r) non-negative features; e = 1 where a token of the prefix takes part.
-        v: (B, prefix + N, h, d).
-        bias: ((2 height - 1)(2 width - 1), h), rows as in Swin's table: row offset of query and key, then column.
+        q, k: (B, prefix + N, h, m) non-negative features.
+        v: (B, prefix + N, h, e).
+        table: ((2 height - 1) (2 width - 1), h), as Swin's biases: the row of an offset (down, right) of the query from
+            the key is (down + height - 1) (2 width - 1) + right + width - 1.
         grid: (height, width).
 
     Returns:
-        (B, prefix + N, h, d) in float32.
+        (B, prefix + N, h, e) in float32 at least.
     """
-    height, width = grid
-    prefix = q.shape[1] - height * width
-    q, k, v = (wide(x) for x in (q, k, v))
-    highest = jnp.maximum(bias.max(axis=0), 0)  # cancels between above and below, and keeps exp in range
-    kernel = jnp.exp(bias - highest).reshape(2 * height - 1, 2 * width - 1, -1)
-    ones = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+    (height, width), count = grid, q.shape[1]
     size = (2 * height, 2 * width)
-    # Offset (0, 0) to index (0, 0): negative offsets wrap around to the end.
-    wrapped = jnp.roll(jnp.pad(kernel, ((0, 1), (0, 1), (0, 0))), (1 - height, 1 - width), axis=(0, 1))
-    spectrum = jnp.fft.rfft2(wrapped, axes=(0, 1))[..., None]
+    table = wide(table).T.reshape(-1, 2 * height - 1, 2 * width - 1)
+    largest = jax.lax.stop_gradient(table.max(axis=(1, 2), keepdims=True))  # cancels in the ratio
+    offsets = jnp.pad(jnp.exp(table - largest), ((0, 0), (0, 1), (0, 1)))
+    spectrum = jnp.fft.rfft2(jnp.roll(offsets, (1 - height, 1 - width), axis=(1, 2)))[:, None]
 
-    def on_grid(x: jax.Array) -> jax.Array:
-        return x[:, prefix:].reshape(x.shape[0], height, width, *x.shape[2:])
+    q, k, v = (wide(a).transpose(2, 0, 1, 3) for a in (q, k, v))  # (h, B, N, ·)
+    values = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1) / count
 
     @jax.checkpoint
-    def add(total: jax.Array, features: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        of_query, of_key = features
-        given = on_grid(of_key)[..., None] * on_grid(ones)
-        summed = jnp.fft.irfft2(jnp.fft.rfft2(given, size, axes=(1, 2)) * spectrum, size, axes=(1, 2))
-        return total + on_grid(of_query)[..., None] * summed[:, :height, :width], None
+    def add_feature(total: jax.Array, feature: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        q, k = feature  # (h, B, N)
+        sources = (k[..., None] * values[:, :, prefix:]).swapaxes(2, 3)
+        maps = jnp.fft.rfft2(sources.reshape(*sources.shape[:3], height, width), size)
+        sums = jnp.fft.irfft2(maps * spectrum[:, :, None], size)[..., :height, :width]
+        return total + q[..., None] * sums.reshape(sources.shape).swapaxes(2, 3), None
 
-    total = jnp.zeros((q.shape[0], height, width, *ones.shape[2:]), ones.dtype)
-    total, _ = jax.lax.scan(add, total, (jnp.moveaxis(q, 3, 0), jnp.moveaxis(k, 3, 0)))
-    total = total.reshape(q.shape[0], height * width, *ones.shape[2:])
+    features = tuple(jnp.moveaxis(a[:, :, prefix:], -1, 0) for a in (q, k))
+    out, _ = jax.lax.scan(add_feature, jnp.zeros_like(values[:, :, prefix:]), features)
     if prefix:
-        alone = jnp.exp(-highest)[:, None]
-        context = jnp.einsum("bmhr,bmhe->bhre", k[:, :prefix], ones[:, :prefix])
-        total = total + jnp.einsum("bnhr,bhre->bnhe", q[:, prefix:], context) * alone
-        of_prefix = jnp.einsum("bnhr,bmhr,bmhe->bnhe", q[:, :prefix], k, ones) * alone
-        total = jnp.concatenate([of_prefix, total], axis=1)
-    return total[..., :-1] / total[..., -1:]
+        share = jnp.exp(-largest)[..., None]
+        of_prefix = jnp.einsum("hbmf,hbme->hbfe", k[:, :, :prefix], values[:, :, :prefix])
+        of_all = jnp.einsum("hbmf,hbme->hbfe", k, values)
+        out = out + share * jnp.einsum("hbnf,hbfe->hbne", q[:, :, prefix:], of_prefix)
+        out = jnp.concatenate([jnp.einsum("hbnf,hbfe->hbne", q[:, :, :prefix], of_all), out], axis=2)
+    # Transforms round: what is below is noise around 0.
+    return (out[..., :-1] / jnp.maximum(out[..., -1:], EPSILON)).transpose(1, 2, 0, 3)
 
 
 class KernelRPE(Attention):
-    """`toeplitz_attention` of positive features; parameter `relative_position_bias_table`, as in Swin.
+    """`relative_attention` with phi(q), phi(k) and a table `relative_position_bias_table` for each head.
 
-    With feature_map "prf" the features are positive random ones of directions, exp(w . u - |u|^2 / 2) with u = q / |q|;
-    their `projection_matrix` (h, m, d) is state in the collection "constants", drawn with the initial values. There is
-    no code by the authors to compare with: the values are held to the formula written out densely.
+    No code of the authors was found: this is the paper's formula. It costs more than softmax attention below some
+    thousands of tokens. The table is resampled for another grid as Swin's is.
 
     Attributes:
-        feature_map: "elu1" (elu + 1) or "prf".
+        feature_map: phi, "elu1" (elu(x) + 1), or "prf": exp(w . u - 1/2) with u = x / |x|, w normal vectors, kept as
+            they are drawn with the initial parameters (`projection_matrix`, (h, m, d), in the collection "constants").
         nb_features: m of "prf".
     """
 
     origin: ClassVar[Origin] = Origin(
         paper="Luo et al., NeurIPS 2021",
         arxiv="2106.12566",
-        code="none by the authors was found",
-        licence="-",
-        formula="sum e_ij (phi(q_i) . phi(k_j)) v_j, row-normalised, e_ij = exp(b of the offset)",
+        code="",
+        licence="none",
+        formula="sum_j e^b(i - j) (phi(q_i) . phi(k_j)) v_j / sum_j e^b(i - j) (phi(q_i) . phi(k_j))",
     )
     takes_reduced: ClassVar[bool] = False
+    sized: ClassVar[Mapping[str, Sized]] = {"relative_position_bias_table": Sized(axis=0, along="offsets")}
 
     feature_map: str = "elu1"
     nb_features: int = 32
 
     @nn.compact
     def __call__(self, x: jax.Array, site: Site, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        if self.feature_map not in ("elu1", "prf"):
-            raise ValueError(f"feature_map={self.feature_map!r} must be elu1 or prf")
+        if self.feature_map not in FEATURE_MAPS:
+            raise ValueError(f"feature_map={self.feature_map!r} must be one of {', '.join(FEATURE_MAPS)}")
         height, width = site.grid
         shape = ((2 * height - 1) * (2 * width - 1), self.num_heads)
-        bias = self.param("relative_position_bias_table", position_embedding, shape)
+        table = self.param("relative_position_bias_table", position_embedding, shape)
         q, k, v_ = (heads(a, self.num_heads) for a in (q, k, v))
         if self.feature_map == "elu1":
             q, k = elu1(q), elu1(k)
         else:
-            size = (self.num_heads, self.nb_features, q.shape[-1])
+            shape = (self.num_heads, self.nb_features, q.shape[-1])
             projection = self.variable(
-                "constants", "projection_matrix", lambda: jax.random.normal(self.make_rng("params"), size)
+                "constants", "projection_matrix", lambda: jax.random.normal(self.make_rng("params"), shape)
             ).value
-            q, k = (positive_random_features(a, projection) for a in (q, k))
-        return toeplitz_attention(q, k, v_, bias, site.grid).astype(v.dtype).reshape(v.shape)
-
-
-def positive_random_features(x: jax.Array, projection: jax.Array) -> jax.Array:
-    """exp(w . u - |u|^2 / 2) / sqrt(m) of directions u = x / |x|: (B, N, h, d), (h, m, d) -> (B, N, h, m), float32."""
-    u = unit(x)
-    exponent = jnp.einsum("bnhd,hmd->bnhm", u, projection) - jnp.square(u).sum(axis=-1, keepdims=True) / 2
-    return jnp.exp(exponent) * projection.shape[1] ** -0.5
+            q, k = (jnp.exp(jnp.einsum("bnhd,hmd->bnhm", unit(a), projection) - 0.5) for a in (q, k))
+        return relative_attention(q, k, v_, table, site.grid, site.prefix).reshape(v.shape).astype(v.dtype)

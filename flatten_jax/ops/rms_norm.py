@@ -13,7 +13,10 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
         scale: (C,).
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + epsilon) * scale
+    # States that are sums over tokens may have squares beyond float32; a common factor changes nothing.
+    largest = jax.lax.stop_gradient(jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), 1))
+    x = x / largest
+    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + epsilon / largest / largest) * scale
 
 
 class RMSNorm(nn.Module):

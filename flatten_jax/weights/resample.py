@@ -65,7 +65,7 @@ def fit(row: Row, x: np.ndarray, rows: Sequence[Row], source_rows: Sequence[Row]
         ValueError: the parameter belongs to one grid alone.
     """
     before = next((r.site for r in source_rows or () if r.path == row.path), None)
-    if row.sized:
+    if row.sized and row.sized.along != "offsets":
         queries = row.sized.of == "queries"
         source = (before.grid if queries else before.keys) if before else None
         fitted = _sized(row, x, source, row.site.grid if queries else row.site.keys)
