@@ -225,8 +225,9 @@ def lookalikes(model: Backbone, i: int, j: int) -> list[str]:
 def pattern_of(attentions: Sequence[Sequence[str]]) -> str:
     """`attn_type` of the attentions of each stage's blocks: the inverse of `attention.pattern`."""
     stages, depths = [_stage_of(names) for names in attentions], [len(names) for names in attentions]
-    # One entry for all, where one is enough: of alternating attentions a shallow stage shows less than a deep one.
-    return next((entry for entry in stages if pattern(entry, depths) == list(attentions)), ",".join(stages))
+    # Of attentions in turn, a shallow stage may show less than a deep one.
+    whole = [entry for entry in stages if "/" in entry and pattern(entry, depths) == list(attentions)]
+    return stages[0] if len(set(stages)) == 1 else whole[0] if whole else ",".join(stages)
 
 
 def _stage_of(names: Sequence[str]) -> str:
