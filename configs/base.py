@@ -1,40 +1,22 @@
-"""The recipe of the release, the families' differences from it, and the smoke variant; configs state the rest.
-
-Where a number differs between paper and release it is the release's (its cfgs/*.yaml and README commands).
-"""
+"""What all configs are made of: one recipe on ImageNet-1k, with every option of every model, and the smoke variant."""
 
 import ml_collections
 from ml_collections import config_dict
 
 import flatten_jax
-from flatten_jax.data import augment
+from configs.recipes import Recipe
+from flatten_jax.attention import attention_options
 
 
-def imagenet(
-    model: str,
-    *,
-    batch_size: int,
-    drop_path: float,
-    warmup_epochs: int,
-    cooldown_epochs: int = 0,
-    warmup_learning_rate: float = 1e-6,
-    min_learning_rate: float = 1e-5,
-    clip_norm: float = 0.0,
-    ema_decay: float = 0.0,
-    weight_decay: float = 0.05,
-) -> ml_collections.ConfigDict:
-    """ImageNet-1k, 300 epochs. Learning rates are for a batch of 512 and scale with `train.batch_size`."""
+def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
+    """A model on ImageNet-1k by a recipe, with the release's augmentation. Configs change what is otherwise."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.init_from = ""  # a run's folder or checkpoint to fine-tune from; not for resuming, which needs no flag
     config.init_new_head = False  # make a new classifier instead of loading that of init_from
 
-    # Every option of the model, to be overridden by name; None leaves the model's own value.
-    config.model = ml_collections.ConfigDict({"name": model})
-    options = flatten_jax.model_options(model)
-    for option, default in options.items():
-        config.model[option] = config_dict.placeholder(str if option == "dtype" else type(default))
-    config.model.update(num_classes=1000, image_size=options["image_size"], drop_path=drop_path, dtype="float32")
+    config.model = _model(model)
+    config.model.update(num_classes=1000, drop_path=recipe.drop_path, dtype="float32")
 
     config.data = ml_collections.ConfigDict(
         {
@@ -64,22 +46,22 @@ def imagenet(
     )
     config.train = ml_collections.ConfigDict(
         {
-            "batch_size": batch_size,  # over all devices
+            "batch_size": recipe.batch_size,  # over all devices
             "accumulation": 1,  # parts of a batch that are computed one after the other
-            "epochs": 300,
-            "warmup_epochs": warmup_epochs,
-            "cooldown_epochs": cooldown_epochs,  # at the minimum learning rate, after `epochs`
-            "ema_decay": ema_decay,  # of the moving average of the parameters; 0: none
+            "epochs": recipe.epochs,
+            "warmup_epochs": recipe.warmup_epochs,
+            "cooldown_epochs": recipe.cooldown_epochs,  # at the minimum learning rate, after `epochs`
+            "ema_decay": recipe.ema_decay,  # of the moving average of the parameters; 0: none
             "skip_nonfinite_steps": 0,  # how many updates that are not finite are left out before the run stops
         }
     )
     config.optimizer = ml_collections.ConfigDict(
         {
-            "learning_rate": 5e-4,
-            "warmup_learning_rate": warmup_learning_rate,
-            "min_learning_rate": min_learning_rate,
-            "weight_decay": weight_decay,
-            "clip_norm": clip_norm,  # 0: none
+            "learning_rate": recipe.learning_rate,
+            "warmup_learning_rate": recipe.warmup_learning_rate,
+            "min_learning_rate": recipe.min_learning_rate,
+            "weight_decay": recipe.weight_decay,
+            "clip_norm": recipe.clip_norm,  # 0: none
             "b1": 0.9,
             "b2": 0.999,
             "eps": 1e-8,
@@ -88,9 +70,9 @@ def imagenet(
     config.eval = ml_collections.ConfigDict(
         {
             "every_epochs": 1.0,
-            "batch_size": batch_size,
+            "batch_size": recipe.batch_size,
             # Both sides are resized to this times the model's, which squashes the picture; then the central crop.
-            "resize_ratio": augment.RESIZE_RATIO,
+            "resize_ratio": recipe.resize_ratio,
         }
     )
     config.checkpoint = ml_collections.ConfigDict({"every_epochs": 1.0, "keep": 3})
@@ -101,42 +83,18 @@ def imagenet(
     return config
 
 
-def deit(model: str, *, batch_size: int = 1024, drop_path: float) -> ml_collections.ConfigDict:
-    """Which recipe the paper used for DeiT is not public; these are the release's Swin settings."""
-    return swin(model, batch_size=batch_size, drop_path=drop_path)
-
-
-def pvt(model: str, *, batch_size: int, drop_path: float, clip_norm: float = 0.0) -> ml_collections.ConfigDict:
-    """PVT and PVTv2."""
-    return imagenet(
-        model, batch_size=batch_size, drop_path=drop_path, warmup_epochs=5, cooldown_epochs=10, clip_norm=clip_norm
-    )
-
-
-def swin(model: str, *, batch_size: int, drop_path: float) -> ml_collections.ConfigDict:
-    return imagenet(
-        model,
-        batch_size=batch_size,
-        drop_path=drop_path,
-        warmup_epochs=20,
-        warmup_learning_rate=5e-7,
-        min_learning_rate=5e-6,
-        clip_norm=5.0,
-    )
-
-
-def cswin(
-    model: str, *, batch_size: int, drop_path: float, ema_decay: float, weight_decay: float = 0.05
-) -> ml_collections.ConfigDict:
-    return imagenet(
-        model,
-        batch_size=batch_size,
-        drop_path=drop_path,
-        warmup_epochs=20,
-        cooldown_epochs=10,
-        ema_decay=ema_decay,
-        weight_decay=weight_decay,
-    )
+def _model(name: str) -> ml_collections.ConfigDict:
+    """Every option of a model and of all attentions, to be overridden by name; None leaves the model's own value."""
+    own = flatten_jax.model_options(name)
+    of_attentions = {o: value for a in flatten_jax.list_attentions() for o, value in attention_options(a).items()}
+    config = ml_collections.ConfigDict({"name": name})
+    for option, default in {**of_attentions, **own}.items():
+        kind = str if option == "dtype" else type(default)
+        if option in of_attentions and kind is not bool:
+            kind = object  # any literal: one value, or a tuple of one for each stage
+        config[option] = config_dict.placeholder(kind)
+    config.image_size = own["image_size"]
+    return config
 
 
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -7,8 +7,8 @@ A minute on any CPU, with generated pictures: --config configs/flatten_cswin_t.p
 Top-1: published 83.1 (paper), 83.130 (release); not run here.
 """
 
-from configs import base
+from functools import partial
 
+from configs.published import published
 
-def get_config(arg: str = ""):
-    return base.variant(base.cswin("flatten_cswin_t", batch_size=2048, drop_path=0.2, ema_decay=0.99984), arg)
+get_config = partial(published, "flatten_cswin_t")

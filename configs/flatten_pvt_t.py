@@ -7,8 +7,8 @@ A minute on any CPU, with generated pictures: --config configs/flatten_pvt_t.py:
 Top-1: published 77.8 (paper), 77.758 (release); not run here.
 """
 
-from configs import base
+from functools import partial
 
+from configs.published import published
 
-def get_config(arg: str = ""):
-    return base.variant(base.pvt("flatten_pvt_t", batch_size=1024, drop_path=0.1), arg)
+get_config = partial(published, "flatten_pvt_t")

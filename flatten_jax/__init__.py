@@ -5,6 +5,7 @@ from flatten_jax.attention import Attention, Site, attention_info, focused_map, 
 from flatten_jax.hosts import FocusedLinearAttention, LinearAttention, QKVAttention, ReducedAttention
 from flatten_jax.models import create_model, list_models, model_options
 from flatten_jax.ops.depthwise import depthwise_conv
+from flatten_jax.ops.derivative import forward_mode
 from flatten_jax.trained.hub import from_pretrained, push_to_hub, save_pretrained
 from flatten_jax.weights.convert import from_torch, to_torch
 from flatten_jax.weights.files import save_weights
@@ -22,6 +23,7 @@ __all__ = [
     "create_model",
     "depthwise_conv",
     "focused_map",
+    "forward_mode",
     "from_pretrained",
     "from_torch",
     "linear_attention",

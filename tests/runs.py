@@ -33,6 +33,6 @@ def write_run(folder, names, evaluations, **options):
             abstract_variables(model)["params"],
         )
         metrics = None if top1 is None else {"eval/acc1": top1, "eval/acc5": 100.0, "eval/loss": 0.5, "eval/count": 40}
-        checkpoints.save(TrainState(np.int32(step), params[step], None, None), {"step": step}, metrics)
+        checkpoints.save(TrainState(np.int32(step), params[step], {}, None, None), {"step": step}, metrics)
     checkpoints.close()
     return config, model, params

@@ -1,14 +1,23 @@
 """Every config against the recipe as published, and against the model and data that it names."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
-from flatten_jax.models import create_model, list_models
+from configs.recipes import RECIPES
+from flatten_jax import list_attentions
+from flatten_jax.attention import attention_options
+from flatten_jax.data.augment import RESIZE_RATIO
+from flatten_jax.models import PUBLISHED, create_model
+from flatten_jax.training import agreement
 
-FOLDER = Path(__file__).parents[1] / "configs"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "base"))
+ROOT = Path(__file__).parents[1]
+FILES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "base", "recipes"))
+DOORS = [name for name in FILES if name in RECIPES]
 
 # family: epochs, warm-up epochs, cooldown epochs, learning rates (peak, warm-up, minimum; per 512), clip
 FAMILIES = {
@@ -18,7 +27,7 @@ FAMILIES = {
     "deit": (300, 20, 0, (5e-4, 5e-7, 5e-6), 5.0),
 }
 # model: batch, drop-path, EMA, weight decay, and what differs from its family
-RECIPES = {
+OF_FLATTEN = {
     "deit_t": (1024, 0.1, 0.0, 0.05),
     "deit_s": (1024, 0.1, 0.0, 0.05),
     "deit_b": (1024, 0.1, 0.0, 0.05),
@@ -40,60 +49,122 @@ RECIPES = {
     "cswin_b": (512, 0.5, 0.99982, 0.1),
     "cswin_b_384": (256, 0.7, 0.99982, 1e-8, {"epochs": (20, 0, 10), "rates": (5e-6, 5e-6, 5e-7)}),
 }
-PUBLISHED = [name for name in NAMES if name not in ("digits", "cifar10")]
 
 
-def load(name, arg=""):
-    return importlib.import_module(f"configs.{name}").get_config(arg)
+def load(file, arg=""):
+    return importlib.import_module(f"configs.{file}").get_config(arg)
 
 
-def test_every_flatten_model_with_a_published_number_has_a_config():
-    unpublished = {"flatten_pvt_v2_b5"}
-    assert set(list_models("flatten_*")) - unpublished <= set(NAMES)
+def parse(*arguments):
+    """The config that main.py gets from these flags."""
+    values, argv = flags.FlagValues(), ["main.py", *arguments]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return values.config
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_recipe_is_the_published_one(name):
-    config, model = load(name), name.removeprefix("flatten_")
-    batch, drop_path, ema, decay, *rest = RECIPES[model]
+def build(config):
+    return create_model(**{k: v for k, v in config.model.items() if v is not None})
+
+
+def test_every_model_with_a_published_number_has_a_recipe():
+    assert PUBLISHED.keys() <= RECIPES.keys()
+
+
+@pytest.mark.parametrize("prefix", ["flatten_", ""])
+@pytest.mark.parametrize("backbone", OF_FLATTEN)
+def test_recipe_is_the_published_one(prefix, backbone):
+    config = load("published", prefix + backbone)
+    batch, drop_path, ema, decay, *rest = OF_FLATTEN[backbone]
     special = rest[0] if rest else {}
-    *epochs, rates, clip = FAMILIES[model.split("_")[0]]
-    assert config.model.name == name
-    assert (config.train.batch_size, config.model.drop_path) == (batch, drop_path)
-    assert (config.train.ema_decay, config.optimizer.weight_decay) == (ema, decay)
-    assert (config.train.epochs, config.train.warmup_epochs, config.train.cooldown_epochs) == tuple(
-        special.get("epochs", epochs)
-    )
-    optimizer = config.optimizer
+    *epochs, rates, clip = FAMILIES[backbone.split("_")[0]]
+    train, optimizer = config.train, config.optimizer
+    assert config.model.name == prefix + backbone
+    assert (train.batch_size, config.model.drop_path) == (batch, drop_path)
+    assert (train.ema_decay, optimizer.weight_decay) == (ema, decay)
+    assert (train.epochs, train.warmup_epochs, train.cooldown_epochs) == tuple(special.get("epochs", epochs))
     assert (optimizer.learning_rate, optimizer.warmup_learning_rate, optimizer.min_learning_rate) == special.get(
         "rates", rates
     )
     assert optimizer.clip_norm == special.get("clip", clip)
+    assert config.eval.resize_ratio == special.get("resize", RESIZE_RATIO)
+
+
+def test_what_all_published_recipes_share():
+    config = load("published", "flatten_pvt_t")
+    optimizer, augment = config.optimizer, config.augment
     assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.999, 1e-8)
-    assert config.eval.resize_ratio == special.get("resize", 256 / 224)
-    augment = config.augment
     assert (augment.scale, augment.hflip, augment.rand_augment) == ((0.08, 1.0), 0.5, "rand-m9-mstd0.5-inc1")
     assert (augment.erase_prob, augment.mixup, augment.cutmix, augment.label_smoothing) == (0.25, 0.8, 1.0, 0.1)
     assert (augment.mix_prob, augment.switch_prob) == (1.0, 0.5)
     assert (config.train.accumulation, config.model.dtype, config.data.name) == (1, "float32", "imagenet2012")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_config_opens_with_its_command_hardware_and_accuracy(name):
-    text = importlib.import_module(f"configs.{name}").__doc__
-    assert f"python main.py --config configs/{name}.py --workdir runs/{name}" in text
-    assert "\nFor " in text
-    assert "not run here" in text or name == "digits"
-
-
-@pytest.mark.parametrize("arg", ["", "smoke"])
-@pytest.mark.parametrize("name", NAMES)
-def test_config_builds_its_model(name, arg):
-    config = load(name, arg)
-    model = create_model(**{k: v for k, v in config.model.items() if v is not None})
+@pytest.mark.parametrize("variant", [pytest.param("", marks=pytest.mark.slow), ",smoke"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_published_config_builds_its_model(name, variant):
+    config = load("published", name + variant)
+    model = build(config)
     assert (model.num_classes, model.image_size) == (config.model.num_classes, config.model.image_size)
+
+
+def test_cifar10_builds_its_model():
+    assert build(load("cifar10")).image_size == (32, 32)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_config_opens_with_its_command_hardware_and_accuracy(file):
+    text = importlib.import_module(f"configs.{file}").__doc__
+    assert f"python main.py --config configs/{file}.py" in text
+    assert "\nFor " in text
+    assert "not run here" in text or file == "digits"
+
+
+@pytest.mark.parametrize("variant", ["", "smoke"])
+@pytest.mark.parametrize("name", DOORS)
+def test_door_opens_to_the_published_config(name, variant):
+    assert load(name, variant).to_json() == load("published", f"{name},{variant}").to_json()
 
 
 def test_unknown_variant_is_refused():
     with pytest.raises(ValueError, match=r"unknown variant 'tiny'.*smoke"):
         load("digits", "tiny")
+
+
+def test_unknown_model_is_refused_and_the_nearest_named():
+    with pytest.raises(ValueError, match="did you mean 'flatten_swin_b'"):
+        load("published", "flaten_swin_b")
+
+
+@pytest.mark.parametrize("attention", list_attentions())
+def test_digits_are_trained_with_any_attention(attention):
+    model = build(parse("--config=configs/digits.py", f"--config.model.attn_type={attention}"))
+    assert model.attentions() == [(attention,) * 4]
+
+
+@pytest.mark.parametrize("attention", list_attentions())
+def test_every_option_of_an_attention_is_parsed(attention):
+    """One value as the flag has it, and one for each stage."""
+    options = attention_options(attention)
+    given = {o: v for o, v in options.items() if v is not None}
+    config = parse("--config=configs/flatten_pvt_t.py", *(f"--config.model.{o}={v}" for o, v in given.items()))
+    assert {o: config.model[o] for o in given} == given
+    given = {o: (v,) * 4 for o, v in given.items() if not isinstance(v, bool)}
+    config = parse("--config=configs/flatten_pvt_t.py", *(f"--config.model.{o}={v}" for o, v in given.items()))
+    assert {o: config.model[o] for o in given} == given
+
+
+def test_words_for_a_number_are_refused():
+    """Flags of attentions take any literal, so that one for each stage can be written."""
+    with pytest.raises(ValueError, match="kernel_size='five' must be of the kind of its default, 5"):
+        build(parse("--config=configs/digits.py", "--config.model.kernel_size=five"))
+
+
+def test_old_run_without_the_newer_options_can_be_resumed(tmp_path):
+    """None now, and nothing in the folder's config."""
+    config = load("digits")
+    config.model.attn_type = "S"
+    old = json.loads(config.to_json())
+    old["model"] = {k: v for k, v in old["model"].items() if v is not None}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    agreement.claim(tmp_path, config, ("a", "b"))

@@ -1,27 +1,14 @@
 """Looking at models: attention matrices and what they measure. Pictures are in `figures` and `curves` (matplotlib)."""
 
-from flatten_jax.analysis.capture import KINDS, Layer, capture
-from flatten_jax.analysis.matrices import (
-    depthwise_matrix,
-    distance,
-    entropy,
-    linear_matrix,
-    numerical_rank,
-    singular_values,
-    softmax_matrix,
-    stretch_matrix,
-)
+from flatten_jax.analysis.capture import capture
+from flatten_jax.analysis.layer import Layer
+from flatten_jax.analysis.matrices import distance, entropy, numerical_rank, singular_values
 
 __all__ = [
-    "KINDS",
     "Layer",
     "capture",
-    "depthwise_matrix",
     "distance",
     "entropy",
-    "linear_matrix",
     "numerical_rank",
     "singular_values",
-    "softmax_matrix",
-    "stretch_matrix",
 ]

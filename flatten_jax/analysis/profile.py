@@ -1,19 +1,15 @@
-"""Attention in numbers, block by block: how spread and how far, and of which rank."""
+"""Attention in numbers, block by block: how spread and how far; and what single queries take from the picture."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from flatten_jax.analysis.capture import Layer
+from flatten_jax.analysis.layer import Layer
 from flatten_jax.analysis.matrices import distance, entropy
 
-TITLES = {
-    "softmax": "softmax",
-    "linear": "linear",
-    "focused": "linear + focused map",
-    "effective": "+ depthwise branch",
-}
+# What queries and keys are put through beside their own attention: both have no parameters.
+REFERENCES = ("softmax", "linear")
 
 
 class BlockProfile(NamedTuple):
@@ -21,7 +17,7 @@ class BlockProfile(NamedTuple):
 
     Attributes:
         block: its number.
-        kind: "softmax" or "focused".
+        kind: the name of its attention.
         entropy: (h,) in nats, of each head.
         uniform: log M, the most that an entropy can be.
         distance: (h,) in pixels, of each head, from a query to what it attends to.
@@ -34,28 +30,30 @@ class BlockProfile(NamedTuple):
     distance: np.ndarray
 
 
-def depth_profile(layers: Sequence[Layer], image_size: tuple[int, int], kind: str | None = None) -> list[BlockProfile]:
-    """A profile of each block. Attention alone, without the depthwise branch; padding and class tokens as queries are
-    left out.
+def depth_profile(layers: Sequence[Layer], image_size: tuple[int, int], queries: int = 64) -> list[BlockProfile]:
+    """A profile of each block: of attention alone, without local branches that can be left out.
+
+    Padding and class tokens as queries are left out.
 
     Args:
         layers: from `capture`.
         image_size: (height, width) in pixels.
-        kind: as in `Layer.attention`.
+        queries: how many of a window are asked at most, evenly spread over its tokens.
     """
     profiles: list[BlockProfile] = []
     for layer in layers:
-        pixels = np.array(image_size) / np.array(layer.grid)
-        on_picture = ((layer.places >= 0) & (layer.places < layer.grid)).all(axis=-1)  # not NaN, a class token
-        sums = np.zeros((2, layer.num_heads))
-        for example in range(len(layer.q)):  # one after the other: a matrix of a large grid is large
-            window = example % len(layer.places)
-            seen = on_picture[window]
-            matrix = layer.attention(kind, slice(example, example + 1))[0][:, seen]
-            apart = distance(matrix, layer.places[window][seen] * pixels, layer.key_places[window] * pixels)
-            sums += entropy(matrix).sum(axis=1), apart.sum(axis=1)
-        means = sums / (on_picture.sum() * (len(layer.q) // len(layer.places)))
-        profile = BlockProfile(layer.block, kind or layer.kind, means[0], float(np.log(layer.k.shape[1])), means[1])
+        pixels, (grid, places, key_places, _) = np.array(image_size) / np.array(layer.places.grid), layer.places
+        tokens = np.unique(np.linspace(0, places.shape[1] - 1, min(queries, places.shape[1])).round().astype(int))
+        places = places[:, tokens]
+        on_picture = ((places >= 0) & (places < grid)).all(axis=-1)  # not NaN, a class token
+        apart = places[:, None] * pixels, key_places[:, None] * pixels
+        measured = []
+        for start in range(0, len(layer.output), len(places)):  # the windows of a picture
+            matrix = layer.attention(slice(start, start + len(places)), tokens)
+            each = np.stack([entropy(matrix), distance(matrix, *apart)], axis=-1)  # (P, h, R, 2)
+            measured.append(each.swapaxes(1, 2)[on_picture].mean(axis=0))
+        means, uniform = np.mean(measured, axis=0), float(np.log(key_places.shape[1]))
+        profile = BlockProfile(layer.block, layer.kind, means[:, 0], uniform, means[:, 1])
         if profiles and profiles[-1].block == layer.block:  # the other stripes of a CSwin block
             before = profiles.pop()
             joined = [np.concatenate(pair) for pair in zip(before[2::2], profile[2::2], strict=True)]
@@ -66,13 +64,12 @@ def depth_profile(layers: Sequence[Layer], image_size: tuple[int, int], kind: st
     return profiles
 
 
-def query_map(layers: Sequence[Layer], query: tuple[int, int], kind: str, picture: int = 0) -> np.ndarray:
+def query_map(layers: Sequence[Layer], query: tuple[int, int], picture: int = 0) -> np.ndarray:
     """What one query takes from every place of the picture, the mean over heads.
 
     Args:
         layers: of one block: two for CSwin's stripes, else one.
         query: (row, column) on the grid of tokens.
-        kind: as in `Layer.influence`.
 
     Returns:
         (height, width) of the grid; 0 outside the query's window.
@@ -80,26 +77,36 @@ def query_map(layers: Sequence[Layer], query: tuple[int, int], kind: str, pictur
     maps = []
     for layer in layers:
         example, token = layer.locate(query, picture)
-        maps.append(layer.on_picture(layer.influence(token, example, kind), example))
+        maps.append(layer.places.on_picture(layer.influence(token, example), example))
     return np.concatenate(maps).mean(axis=0)
 
 
 def query_maps(
     layers: Sequence[Layer], queries: Sequence[tuple[int, int]], picture: int = 0
 ) -> Mapping[str, list[np.ndarray]]:
-    """title -> a map for each query: the queries and keys of one block put through every attention in turn.
+    """title -> a map for each query: the `variants` of one block's attention in turn."""
+    columns = [variants(layer) for layer in layers]
+    return {
+        title: [query_map([column[title] for column in columns], query, picture) for query in queries]
+        for title in columns[0]
+    }
 
-    One trained model, so the attentions other than its own are not what they would be in a model trained with them. The
-    depthwise branch comes with the layer's own attention, where it has one.
+
+def variants(layer: Layer) -> dict[str, Layer]:
+    """title -> the queries, keys and values of a layer through one attention after the other: the `REFERENCES`, then
+    its own without and with its local branch. For an attention that makes its values itself only its own.
+
+    One trained model, so the other attentions are not what they would be in a model trained with them.
     """
-    kinds = ["softmax", "linear", "focused"] + (["effective"] if layers[0].has_branch else [])
-    titles = {**TITLES, "effective": branch_title(layers[0])}
-    return {titles[kind]: [query_map(layers, query, kind, picture) for query in queries] for kind in kinds}
+    found = {name: layer.through(name) for name in REFERENCES if name != layer.kind}
+    found[layer.kind] = layer.without_branch()
+    if layer.has_branch:
+        found[f"{layer.kind} + local branch"] = layer
+    return {_title(name, variant): variant for name, variant in found.items() if variant is not None}
 
 
-def branch_title(layer: Layer) -> str:
-    """What a layer's own attention with its depthwise branch is called; softmax has none but CSwin's LePE."""
-    return TITLES["effective"] if layer.kind == "focused" else "softmax + LePE"
+def _title(name: str, layer: Layer) -> str:
+    return name if layer.shows == "matrix" else f"{name}, {layer.shows}"
 
 
 def of_block(layers: Sequence[Layer], block: int) -> list[Layer]:

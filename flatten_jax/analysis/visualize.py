@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from flatten_jax.analysis import figures
-from flatten_jax.analysis.capture import Layer, capture
+from flatten_jax.analysis.capture import capture
+from flatten_jax.analysis.layer import Layer
 from flatten_jax.analysis.matrices import numerical_rank, singular_values
-from flatten_jax.analysis.profile import TITLES, branch_title, depth_profile, of_block, query_maps
+from flatten_jax.analysis.profile import depth_profile, of_block, query_maps, variants
 from flatten_jax.models.images import normalize
 
 FIGURES = ("attention", "spectra", "depth")
@@ -32,10 +33,10 @@ def visualize(
     Args:
         model, variables: of `create_model`.
         pictures: (height, width, 3) uint8 of the model's size.
-        figure: "attention": what each query of each picture attends to, in one block, through softmax, through linear
-            attention, with the focused map, and with the depthwise branch.
-            "spectra": the singular values of the matrices of one head of the block, in the window of the first query
-            of the first picture.
+        figure: "attention": what each query of each picture attends to, in one block: its queries and keys through
+            softmax, through linear attention, and through its own attention, without and with a local branch.
+            "spectra": the singular values of the same matrices for one head of the block, in the window of the first
+            query of the first picture; not for attentions that make their values themselves.
             "depth": entropy and distance of the attention of all blocks, the mean over the pictures.
         block: number of the block, from 0, or from -1 backwards.
         head: of "spectra", as `block`.
@@ -52,9 +53,10 @@ def visualize(
             raise ValueError(f"{query=} must be two shares of the picture's height and width, 0 to 1, such as 0.5,0.25")
     layers = capture(model, variables, normalize(np.stack(pictures)))
     if figure == "depth":
-        return figures.by_depth({"mean over the heads": depth_profile(layers, model.image_size)})
+        profile = depth_profile(layers, model.image_size)
+        return figures.by_depth({"mean over the heads": profile})
     layers = of_block(layers, block)
-    places = [tuple(min(int(s * n), n - 1) for s, n in zip(q, layers[0].grid, strict=True)) for q in queries]
+    places = [tuple(min(int(s * n), n - 1) for s, n in zip(q, layers[0].places.grid, strict=True)) for q in queries]
     if figure == "spectra":
         return _spectra(layers, head, places[0])
     maps: dict[str, list[np.ndarray]] = {}
@@ -71,10 +73,8 @@ def _spectra(layers: Sequence[Layer], head: int, query: tuple[int, int]) -> Figu
         raise ValueError(f"{head=} must be within the {len(heads)} heads of block {layers[0].block}")
     layer, i = heads[head]
     example, _ = layer.locate(query)
-    kinds = ("softmax", "linear", "focused")
-    matrices = {TITLES[kind]: layer.attention(kind, slice(example, example + 1))[0, i] for kind in kinds}
-    if layer.has_branch:
-        matrices[branch_title(layer)] = layer.effective(example, i, channel=0)
-    values = {title: singular_values(matrix) for title, matrix in matrices.items()}
-    ranks = {title: int(numerical_rank(matrix)) for title, matrix in matrices.items()}
-    return figures.spectra(values, ranks, layer.q.shape[2] // layer.num_heads, f"block {layer.block}, head {head}")
+    shown = {title: variant.effective(example, i, channel=0) for title, variant in variants(layer).items()}
+    values = {title: singular_values(matrix) for title, matrix in shown.items()}
+    ranks = {title: int(numerical_rank(matrix)) for title, matrix in shown.items()}
+    width = layer.output.shape[2] // layer.num_heads
+    return figures.spectra(values, ranks, width, f"block {layer.block}, head {head}")

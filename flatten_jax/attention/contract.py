@@ -53,13 +53,14 @@ class Sized(NamedTuple):
 
     Attributes:
         axis: the axis that is as long as there are tokens, rows or columns.
-        along: which of these. "fixed": the parameter belongs to one grid alone, another size is refused.
+        along: which of these; "side" is the longer side of the grid. "fixed": the parameter belongs to one grid alone,
+            and another size is refused.
         of: the grid that has them.
         summed: results are sums over this axis, so resampled values are divided by how many more there are.
     """
 
     axis: int
-    along: Literal["tokens", "rows", "columns", "fixed"] = "tokens"
+    along: Literal["tokens", "rows", "columns", "side", "fixed"] = "tokens"
     of: Literal["queries", "keys"] = "keys"
     summed: bool = False
 
@@ -88,22 +89,25 @@ class Attention(nn.Module):
     x is (B, N, C), the normed tokens, `site.prefix` of them before those of the grid. With `streams = "qkv"`, say, the
     host projects them: (B, N, ·) for letters of the queries' tokens, (B, M, ·) for "k" and "v". One linear layer makes
     all (in PVT one for either side). Its name is its letters, as in the originals (`qkv`, `qkvo`, `qg` and `kv`). The
-    host projects the result by `proj`. With `streams = ""` the mechanism makes all of its layers itself.
+    host projects the result by `proj` (`projects_out`). With `streams = ""` the mechanism makes all of its layers
+    itself.
 
     What a mechanism declares:
         origin: paper, code and formula.
         streams: letters; "k" and "v" are of the keys' tokens, all others of the queries'.
         stream_bias: whether the layers of the streams have a bias.
+        projects_out: whether the host projects the result, by `proj`. If not, the mechanism gives (B, N, C) itself.
         takes_bias: whether it has scores (B, h, N, M), to which `site.bias` is added. Its cost grows with N M, so
             models give it small windows, narrow stripes and reduced keys. Others get what linear stages get.
         takes_prefix: whether it knows what to do with tokens that have no place on the grid.
         takes_reduced: whether keys and values may be fewer than queries.
         takes_windows: whether it works inside windows and stripes.
         takes_before: whether it uses `site.before`.
+        linear_cost: whether its cost grows linearly with the number of tokens.
+        independent: whether an example's result is its own in evaluation, and not its batch-mates' too.
         sized: parameter -> how it belongs to the number of tokens.
         original: our layer or stream -> its name in the original, where that is another: {"q": "q_proj", ...}.
         pointwise: our layers that are 1 x 1 convolutions in the original.
-        buffers: names in the original's state dict that are computed here and need not be loaded.
 
     Attributes:
         num_heads: h.
@@ -114,15 +118,17 @@ class Attention(nn.Module):
     origin: ClassVar[Origin]
     streams: ClassVar[str] = "qkv"
     stream_bias: ClassVar[bool] = True
+    projects_out: ClassVar[bool] = True
     takes_bias: ClassVar[bool] = False
     takes_prefix: ClassVar[bool] = True
     takes_reduced: ClassVar[bool] = True
     takes_windows: ClassVar[bool] = True
     takes_before: ClassVar[bool] = False
+    linear_cost: ClassVar[bool] = True
+    independent: ClassVar[bool] = True
     sized: ClassVar[Mapping[str, Sized]] = {}
     original: ClassVar[Mapping[str, str]] = {}
     pointwise: ClassVar[tuple[str, ...]] = ()
-    buffers: ClassVar[tuple[str, ...]] = ()
 
     num_heads: int
     dtype: jnp.dtype | None = None

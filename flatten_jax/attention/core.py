@@ -4,11 +4,13 @@ Sums over tokens are taken as means throughout: equal after a normaliser (its ep
 likewise), and within the range of half precision.
 """
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from flatten_jax.attention.contract import Grid, Site
+from flatten_jax.ops.initializers import ConvInit
 
 EPSILON = 1e-6  # in the normaliser
 
@@ -158,3 +160,67 @@ def _bins(side: int, count: int) -> np.ndarray:
     low, high = np.arange(count) * side // count, -(-(np.arange(count) + 1) * side // count)
     inside = (np.arange(side) >= low[:, None]) & (np.arange(side) < high[:, None])
     return (inside / (high - low)[:, None]).astype(np.float32)
+
+
+def unnormalised(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """q (k^T v / M) per head: linear attention without its normaliser.
+
+    Args:
+        q: (B, N, h, d) features.
+        k: (B, M, h, d) likewise.
+        v: (B, M, h, e), whose dtype is that of the two matrix products; float16 has not the range for them.
+
+    Returns:
+        (B, N, h, e) in float32 at least.
+    """
+    dtype = jnp.promote_types(v.dtype, jnp.float32)
+    q, k, v = (x.swapaxes(1, 2).astype(dtype if v.dtype == jnp.float16 else v.dtype) for x in (q, k, v))
+    context = jnp.einsum("bhmd,bhme->bhde", k, v, preferred_element_type=dtype) / k.shape[2]
+    return jnp.einsum("bhnd,bhde->bhne", q, context.astype(v.dtype), preferred_element_type=dtype).swapaxes(1, 2)
+
+
+def clamped_attention(q: jax.Array, k: jax.Array, v: jax.Array, low: float) -> jax.Array:
+    """q (k^T v) / max(q . sum k, low) per head, by means over keys: `low` is beside the sum.
+
+    Args:
+        q, k, v: those of `unnormalised`, q and k non-negative.
+
+    Returns:
+        (B, N, h, e) in float32 at least.
+    """
+    q, k = (x.astype(v.dtype) for x in (q, k))  # the same rounding above and below the line
+    z = jnp.einsum("bnhd,bhd->bnh", wide(q), wide(k).mean(axis=1))[..., None]
+    return unnormalised(q, k, v) / jnp.maximum(z, low / k.shape[1])
+
+
+def along_sequence(v: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolution along the flat sequence, zeros around it, with one kernel for all channels of a head.
+
+    Args:
+        v: (B, N, h, d).
+        kernel: (k, h), k odd.
+
+    Returns:
+        (B, N, h, d), summed in float32 and returned in the dtype of v.
+    """
+    if kernel.shape[0] % 2 == 0:
+        raise ValueError(f"{kernel.shape=} must have an odd length: an even one cannot keep the number of tokens")
+    margin, tokens = kernel.shape[0] // 2, v.shape[1]
+    padded = jnp.pad(wide(v), ((0, 0), (margin, margin), (0, 0), (0, 0)))
+    return sum(padded[:, i : i + tokens] * weight[:, None] for i, weight in enumerate(kernel)).astype(v.dtype)
+
+
+class Kernel(nn.Module):
+    """The kernel of a convolution without bias, as an array: its one parameter `kernel`.
+
+    Attributes:
+        shape: (height, width, in, out), with in = 1 for a depthwise one.
+        conv_init: initial values.
+    """
+
+    shape: tuple[int, ...]
+    conv_init: ConvInit
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("kernel", self.conv_init.kernel, self.shape)

@@ -1,7 +1,6 @@
-"""Focused linear attention (Han et al., ICCV 2023, arXiv 2308.00442): the map, the core, and the mixer made of them."""
+"""Focused linear attention (Han et al., ICCV 2023, arXiv 2308.00442): the map, and the attention made of it."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import ClassVar
 
 import flax.linen as nn
@@ -10,8 +9,10 @@ import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Attention, Origin, Site, Sized, heads, on_grid
 from flatten_jax.attention.core import linear_attention
-from flatten_jax.ops.cpu import not_shared, sum_over_channels, sum_over_tokens
+from flatten_jax.ops.cpu import sum_over_channels, sum_over_tokens
 from flatten_jax.ops.depthwise import DepthwiseConv
+from flatten_jax.ops.derivative import with_backward
+from flatten_jax.ops.gpu import not_shared
 
 EPSILON = 1e-6  # the release's, both in the map and in the normaliser
 
@@ -36,7 +37,6 @@ def focused_map(x: jax.Array, focusing_factor: float = 3.0, scale: jax.Array | N
     return _map(x, scale, focusing_factor)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _map(x: jax.Array, scale: jax.Array | None, p: float) -> jax.Array:
     x = _positive(x) if scale is None else _positive(x) * _inverse(scale)
     if p == 1:
@@ -74,7 +74,7 @@ def _map_backward(p: float, saved: tuple, gradient: jax.Array) -> tuple[jax.Arra
     return of_x, None if scale is None else pull(sum_over_tokens(gradient * positive))[0]
 
 
-_map.defvjp(_map_forward, _map_backward)
+_map = with_backward(_map, _map_forward, _map_backward, nondiff_argnums=(2,))
 
 
 def _positive(x: jax.Array) -> jax.Array:

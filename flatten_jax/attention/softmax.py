@@ -45,6 +45,7 @@ class Softmax(Attention):
         formula="softmax(q k^T / sqrt(d)) v",
     )
     takes_bias: ClassVar[bool] = True
+    linear_cost: ClassVar[bool] = False
 
     def __call__(self, x: jax.Array, site: Site, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return softmax_attention(*(heads(a, self.num_heads) for a in (q, k, v)), site.bias).reshape(q.shape)

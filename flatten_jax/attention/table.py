@@ -8,18 +8,84 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from flatten_jax.attention.agent import Agent
+from flatten_jax.attention.care import Care
+from flatten_jax.attention.circulant import Circulant
 from flatten_jax.attention.contract import Attention, Origin
+from flatten_jax.attention.cosformer import CosFormer
+from flatten_jax.attention.efficient import Efficient
+from flatten_jax.attention.flow import Flow
 from flatten_jax.attention.focused import Focused
+from flatten_jax.attention.gla import GLA
+from flatten_jax.attention.gnconv import GnConv
+from flatten_jax.attention.hedgehog import Hedgehog
+from flatten_jax.attention.hydra import Hydra
+from flatten_jax.attention.hyena import Hyena
 from flatten_jax.attention.inline import InLine
+from flatten_jax.attention.kernel_rpe import KernelRPE
+from flatten_jax.attention.l2vit import L2ViT
 from flatten_jax.attention.linear import Linear
+from flatten_jax.attention.linear_angular import LinearAngular
+from flatten_jax.attention.linformer import Linformer
+from flatten_jax.attention.litemla import LiteMLA
+from flatten_jax.attention.mhla import MHLA
+from flatten_jax.attention.mlla import MLLA, MLLACore
+from flatten_jax.attention.nystrom import Nystrom
+from flatten_jax.attention.performer import Performer
+from flatten_jax.attention.polaformer import PolaFormer
+from flatten_jax.attention.rala import MALA, RALA
+from flatten_jax.attention.skipat import SkipAt
+from flatten_jax.attention.soft import SOFT, SOFTPlusPlus
 from flatten_jax.attention.softmax import Softmax
+from flatten_jax.attention.taylor import Taylor
+from flatten_jax.attention.taylorshift import TaylorShift
+from flatten_jax.attention.transnormer import TransNormer, TransNormerDiag, TransNormerV2
+from flatten_jax.attention.ttt import T5, TTT
+from flatten_jax.attention.vicinity import Vicinity
+from flatten_jax.attention.xca import XCA
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 ATTENTIONS: dict[str, type[Attention]] = {
+    "agent": Agent,
+    "care": Care,
+    "circulant": Circulant,
+    "cosformer": CosFormer,
+    "efficient": Efficient,
+    "flow": Flow,
     "focused": Focused,
+    "gla": GLA,
+    "gnconv": GnConv,
+    "hedgehog": Hedgehog,
+    "hydra": Hydra,
+    "hyena": Hyena,
     "inline": InLine,
+    "kernel_rpe": KernelRPE,
+    "l2vit": L2ViT,
     "linear": Linear,
+    "linear_angular": LinearAngular,
+    "linformer": Linformer,
+    "litemla": LiteMLA,
+    "mala": MALA,
+    "mhla": MHLA,
+    "mlla": MLLA,
+    "mlla_core": MLLACore,
+    "nystrom": Nystrom,
+    "performer": Performer,
+    "polaformer": PolaFormer,
+    "rala": RALA,
+    "skipat": SkipAt,
+    "soft": SOFT,
     "softmax": Softmax,
+    "softpp": SOFTPlusPlus,
+    "t5": T5,
+    "taylor": Taylor,
+    "taylorshift": TaylorShift,
+    "transnormer": TransNormer,
+    "transnormer_diag": TransNormerDiag,
+    "transnormer_v2": TransNormerV2,
+    "ttt": TTT,
+    "vicinity": Vicinity,
+    "xca": XCA,
 }
 LETTERS = {"L": "focused", "S": "softmax"}  # those of the FLatten release
 

@@ -1,6 +1,7 @@
 """One layer of attention over the number of tokens: time and memory of every attention there is, and of softmax.
 
-A layer is what happens between the projections, on queries, keys and values (B, N, C) of a square grid.
+A layer is all from tokens x (B, N, C) of a square grid to its result, projections included; or, as its core, what lies
+between the projections, for attentions that have streams.
 """
 
 import math
@@ -14,18 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatten_jax.attention import MIXERS
-from flatten_jax.attention.mixers import make_mixer, takes_bias
+from flatten_jax.attention import Site, attention_class, make_attention
 from flatten_jax.bench.timing import Spread, interleaved, ratios
+from flatten_jax.hosts import LinearAttention
+from flatten_jax.ops.dense import affine
 from flatten_jax.runtime import compiler_options
 
 TOKENS = (196, 784, 3136, 12544, 16384)
 CHANNELS, HEADS = 384, 6
+ATTENTIONS = ("focused", "linear", "softmax")
 DIRECTIONS = ("forward", "forward + backward")
 PLAIN = "softmax, plain"
 LIMIT = 0.6  # of the memory that is free: the count of XLA leaves out what else the process holds
 
-Layer = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+Layer = Callable[..., jax.Array]  # of variables and of inputs (B, N, ·)
 
 
 def plain_softmax(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int) -> jax.Array:
@@ -65,28 +68,71 @@ def side(tokens: int) -> int:
     return math.isqrt(tokens)
 
 
-def mixer_name(letter: str) -> str:
-    return f"{letter} ({MIXERS[letter].__name__})"
+def layers(
+    tokens: int,
+    dtype: Any,
+    channels: int = CHANNELS,
+    num_heads: int = HEADS,
+    attentions: Sequence[str] = ATTENTIONS,
+    core: bool = False,
+) -> dict[str, tuple[Layer, Any, list[jax.ShapeDtypeStruct]]]:
+    """Name -> (function of variables and inputs, shapes of the variables, shapes of the inputs of one example).
 
-
-def layers(tokens: int, dtype: Any, channels: int = CHANNELS, num_heads: int = HEADS) -> dict[str, tuple[Layer, Any]]:
-    """Name -> (function of variables, q, k and v, shapes of the variables): the table's attentions, then softmax."""
+    Args:
+        attentions: names of the table; the forms of softmax that others use are there besides.
+        core: without the projections; attentions without streams have no core and are left out.
+    """
     grid = (side(tokens),) * 2
     x = jax.ShapeDtypeStruct((1, tokens, channels), dtype)
-    found: dict[str, tuple[Layer, Any]] = {}
-    for letter in MIXERS:
-        mixer = make_mixer(letter, num_heads, jnp.dtype(dtype), {})
-        call = partial(_apply, mixer.apply, grid)
-        found[mixer_name(letter)] = call, jax.eval_shape(partial(_apply, mixer.init, grid), jax.random.key(0), x, x, x)
-    found[PLAIN] = (lambda _, q, k, v: plain_softmax(q, k, v, num_heads)), {}
+    found: dict[str, tuple[Layer, Any, list[jax.ShapeDtypeStruct]]] = {}
+    for name in attentions:
+        if not core:
+            layer = LinearAttention(name, num_heads, dtype=jnp.dtype(dtype))
+            variables = jax.eval_shape(lambda layer=layer: layer.init(jax.random.key(0), jnp.zeros(x.shape), grid))
+            found[name] = partial(_apply_layer, layer, grid), variables, [x]
+        elif attention_class(name).streams:
+            attention = make_attention(name, num_heads, jnp.dtype(dtype))
+            widths = attention.widths(channels)
+            inputs = [x, *(jax.ShapeDtypeStruct((1, tokens, widths[c]), dtype) for c in attention.streams)]
+            init = partial(attention.init, jax.random.key(0))
+            variables = jax.eval_shape(lambda *a, init=init: init(a[0], Site(grid), *a[1:]), *inputs)
+            found[name] = partial(_apply_core, attention, grid), variables, inputs
     fused = fused_implementation(dtype)
-    name = "softmax, fused (cuDNN)" if fused == "cudnn" else "softmax, jax.nn (XLA)"
-    found[name] = (lambda _, q, k, v: library_softmax(q, k, v, num_heads, fused)), {}
+    others = {
+        PLAIN: partial(plain_softmax, num_heads=num_heads),
+        "softmax, fused (cuDNN)" if fused == "cudnn" else "softmax, jax.nn (XLA)": partial(
+            library_softmax, num_heads=num_heads, implementation=fused
+        ),
+    }
+    projections = {
+        "params": {
+            name: {
+                "kernel": jax.ShapeDtypeStruct((channels, width), jnp.float32),
+                "bias": jax.ShapeDtypeStruct((width,), jnp.float32),
+            }
+            for name, width in (("qkv", 3 * channels), ("proj", channels))
+        }
+    }
+    for name, function in others.items():
+        if core:
+            found[name] = (lambda _, x, q, k, v, function=function: function(q, k, v)), {}, [x] * 4
+        else:
+            found[name] = partial(_between_projections, function), projections, [x]
     return found
 
 
-def _apply(method: Callable[..., Any], grid: tuple[int, int], first: Any, q: Any, k: Any, v: Any) -> Any:
-    return method(first, q, k, v, grid, grid)
+def _apply_layer(layer: Any, grid: tuple[int, int], variables: Any, x: jax.Array) -> jax.Array:
+    return layer.apply(variables, x, grid)
+
+
+def _apply_core(attention: Any, grid: tuple[int, int], variables: Any, x: jax.Array, *streams: jax.Array) -> jax.Array:
+    return attention.apply(variables, x, Site(grid), *streams)
+
+
+def _between_projections(function: Callable[..., jax.Array], variables: Any, x: jax.Array) -> jax.Array:
+    qkv, proj = (variables["params"][name] for name in ("qkv", "proj"))
+    streams = jnp.split(affine(x, qkv["kernel"], qkv["bias"]), 3, axis=-1)
+    return affine(function(*streams), proj["kernel"], proj["bias"])
 
 
 def sweep(
@@ -98,12 +144,15 @@ def sweep(
     memory_limit: float | None = None,
     channels: int = CHANNELS,
     num_heads: int = HEADS,
+    attentions: Sequence[str] = ATTENTIONS,
+    core: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Rows of every attention at every N in both directions, as they are measured; those of one N take turns.
 
     Args:
         tokens: the N, squares.
         memory_limit: bytes; what needs more by XLA's count is compiled and not run. Default: 60 % of what is free.
+        attentions, core: see `layers`.
 
     Yields:
         attention, N, direction, batch, dtype; ms (Spread) of a call, or why it was not run; MiB of temporaries and
@@ -111,13 +160,13 @@ def sweep(
     """
     limit = LIMIT * free_memory() if memory_limit is None else memory_limit
     for n in tokens:
-        shape = (batch_size, n, channels)
         for direction in DIRECTIONS:
             calls, sizes, refused = {}, {}, {}
-            contestants = layers(n, dtype, channels, num_heads)
-            for name, (layer, variables) in contestants.items():
+            contestants = layers(n, dtype, channels, num_heads, attentions, core)
+            for name, (layer, variables, inputs) in contestants.items():
+                inputs = [jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for x in inputs]
                 try:
-                    compiled = _compile(layer, direction, variables, jax.ShapeDtypeStruct(shape, dtype))
+                    compiled = _compile(layer, direction, variables, inputs)
                 except jax.errors.JaxRuntimeError as error:  # a GPU's compiler tries kernels out
                     if "RESOURCE_EXHAUSTED" not in str(error):
                         raise
@@ -142,15 +191,21 @@ def sweep(
                 yield row
 
 
-def _compile(layer: Layer, direction: str, variables: Any, x: jax.ShapeDtypeStruct) -> Any:
+def _compile(layer: Layer, direction: str, variables: Any, inputs: Sequence[jax.ShapeDtypeStruct]) -> Any:
     if direction == "forward":
-        return jax.jit(layer, compiler_options=compiler_options()).lower(variables, x, x, x).compile()
+        return jax.jit(layer, compiler_options=compiler_options()).lower(variables, *inputs).compile()
+    out = jax.eval_shape(layer, variables, *inputs)
 
-    def both(variables: Any, q: Any, k: Any, v: Any, cotangent: Any) -> tuple[jax.Array, Any]:
-        out, pull = jax.vjp(layer, variables, q, k, v)
-        return out, pull(cotangent)
+    def both(variables: Any, inputs: Any, cotangent: jax.Array) -> tuple[jax.Array, Any]:
+        state = {name: tree for name, tree in variables.items() if name != "params"}
 
-    return jax.jit(both, compiler_options=compiler_options()).lower(variables, x, x, x, x).compile()
+        def of_parameters(params: Any, *inputs: jax.Array) -> jax.Array:
+            return layer({**state, "params": params}, *inputs)
+
+        result, pull = jax.vjp(of_parameters, variables.get("params", {}), *inputs)
+        return result, pull(cotangent)
+
+    return jax.jit(both, compiler_options=compiler_options()).lower(variables, inputs, out).compile()
 
 
 def _inputs(compiled: Any) -> Any:
@@ -177,24 +232,25 @@ def free_memory() -> int:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the sweep says of each attention without scores: its growth, and where it overtakes each with scores.
+    """What the sweep says of each attention of linear cost: its growth, and where it overtakes each that is not.
 
     Returns:
         rows with attention, direction; "time ~ N^" and "memory ~ N^", the exponents between the two largest N; and for
         each softmax "faster than ... from N": the smallest N from which its median is lower at all larger ones too.
     """
-    without_scores = [mixer_name(letter) for letter in MIXERS if not takes_bias(letter)]
+    linear = {row["attention"] for row in rows if "," not in row["attention"]}
+    linear = {name for name in linear if attention_class(name).linear_cost}
     names = list(dict.fromkeys(row["attention"] for row in rows))
     said = []
     for direction in dict.fromkeys(row["direction"] for row in rows):
         ms, mib = ({name: curve(rows, name, direction, key) for name in names} for key in ("ms", "MiB"))
         for name in names:
-            if name not in without_scores:
+            if name not in linear:
                 continue
             row = {"attention": name, "direction": direction}
             row |= {"time ~ N^": _exponent(ms[name]), "memory ~ N^": _exponent(mib[name])}
             for other in names:
-                if other not in without_scores:
+                if other not in linear:
                     row[f"faster than {other} from N"] = _crossing(ms[name], ms[other])
             said.append(row)
     return said

@@ -10,6 +10,7 @@ from flatten_jax.analysis.style import LINES
 from flatten_jax.bench.attention import curve
 
 MARKERS = "osD^vPX*"
+HIGHLIGHTED = ("focused", "linear", "inline", "rala")
 PANELS = {"ms": "time of one layer in ms", "MiB": "memory in MiB (temporaries and results)"}
 
 
@@ -28,10 +29,7 @@ def attention_curves(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
         for (key, label), axes in zip(PANELS.items(), pair, strict=True):
             for i, name in enumerate(names):
                 points = curve(rows, name, direction, key)
-                # The same softmax may be there twice: what is drawn later is smaller, and does not hide the other.
-                size = 9 - 5 * i / max(1, len(names) - 1)
-                style = LINES[i % len(LINES)] | dict(marker=MARKERS[i % len(MARKERS)], markersize=size, linewidth=1.7)
-                axes.plot(list(points), list(points.values()), **style, label=name)
+                axes.plot(list(points), list(points.values()), **_style(i, name, names), label=name)
             axes.set(xscale="log", yscale="log", title=direction, ylabel=label)
             tokens = sorted({row["N"] for row in rows})
             axes.set_xticks(tokens, [f"{n:,}" for n in tokens], rotation=45, ha="right")
@@ -40,9 +38,22 @@ def attention_curves(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
             _slopes(axes, tokens)
             if axes.get_subplotspec().is_last_row():
                 axes.set_xlabel("tokens N")
-    panels[0, 0].legend(fontsize=8)
+    handles = [line for line in panels[0, 0].lines if line.get_marker() != "None"]
+    panels[0, 0].legend(handles=handles, fontsize=8)
     figure.suptitle(title, fontsize=9)
     return figure
+
+
+def _style(i: int, name: str, names: Sequence[str]) -> dict[str, Any]:
+    """Of a curve. Where there are more than styles, softmax and the attentions of the papers' tables stand out."""
+    if len(names) > len(MARKERS):
+        shown = [n for n in names if "softmax" in n or n in HIGHLIGHTED]
+        if name not in shown:
+            return dict(color="0.8", linewidth=1, zorder=1)
+        i, names = shown.index(name), shown
+    # The same softmax may be there twice: what is drawn later is smaller, and does not hide the other.
+    size = 9 - 5 * i / max(1, len(names) - 1)
+    return LINES[i % len(LINES)] | dict(marker=MARKERS[i % len(MARKERS)], markersize=size, linewidth=1.7)
 
 
 def _slopes(axes: Axes, tokens: Sequence[int]) -> None:

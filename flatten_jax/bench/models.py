@@ -9,14 +9,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
+import optax
 
 from flatten_jax.models import abstract_variables, create_model, dummy_images
 from flatten_jax.runtime import compiler_options
-from flatten_jax.training.optimizer import make_optimizer
+from flatten_jax.training.optimizer import decay_mask
 from flatten_jax.training.sharding import make_mesh, over_data, put_batch, replicated
-from flatten_jax.training.step import abstract_state, init_state, make_train_step
+from flatten_jax.training.step import Training, abstract_state, init_state, make_train_step
+from flatten_jax.training.tasks import Classify
 
 
 def inference(model: nn.Module, batch_size: int, variables: Any = None, images: Any = None) -> Callable[[], jax.Array]:
@@ -38,15 +39,15 @@ def inference(model: nn.Module, batch_size: int, variables: Any = None, images: 
 
 def training(model: nn.Module, batch_size: int) -> Callable[[], None]:
     """A call that takes, and waits for, a training step of main.py on one device, without mixing and erasing."""
-    step, optimizer, mesh = _training_step(model)
+    setting = _setting(model)
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (batch_size, *model.image_size, 3), np.uint8),
         "label": rng.integers(0, model.num_classes, batch_size, np.int32),
     }
-    batch = put_batch(batch, mesh)
-    state = init_state(model, optimizer, 0, False, mesh)
-    compiled, _ = _compile(step.lower, state, batch)
+    batch = put_batch(batch, setting.mesh)
+    state = init_state(setting)
+    compiled, _ = _compile(make_train_step(setting).lower, state, batch)
     held = [state]
 
     def run() -> None:
@@ -56,23 +57,14 @@ def training(model: nn.Module, batch_size: int) -> Callable[[], None]:
     return run
 
 
-def _training_step(model: nn.Module) -> tuple[Any, Any, Any]:
-    """(the jitted step, its optimizer, the mesh of one device)."""
-    config = ml_collections.ConfigDict(
-        {
-            "seed": 0,
-            "augment": dict(label_smoothing=0.1, erase_prob=0.0, mixup=0.0, cutmix=0.0, mix_prob=0.0, switch_prob=0.0),
-            "train": dict(accumulation=1, ema_decay=0.0, skip_nonfinite_steps=0),
-            "optimizer": dict(weight_decay=0.05, clip_norm=0.0, b1=0.9, b2=0.999, eps=1e-8),
-        }
-    )
+def _setting(model: nn.Module) -> Training:
+    """The release's optimizer without a clip, on one device."""
 
     def schedule(step: Any) -> jax.Array:
         return jnp.full((), 1e-4)
 
-    mesh = make_mesh(jax.local_devices()[:1])
-    optimizer = make_optimizer(config.optimizer, schedule, model.no_weight_decay)
-    return make_train_step(model, optimizer, schedule, config, mesh), optimizer, mesh
+    optimizer = optax.adamw(schedule, weight_decay=0.05, mask=lambda params: decay_mask(params, model.no_weight_decay))
+    return Training(Classify(model, label_smoothing=0.1), optimizer, schedule, make_mesh(jax.local_devices()[:1]))
 
 
 KINDS = {"inference": inference, "training": training}
@@ -104,18 +96,14 @@ def costs(kind: str, name: str, batch_size: int, **options: Any) -> Costs:
         **options: of `create_model`, such as remat=True or scan=True.
     """
     model = create_model(name, **options)
-    shape = (batch_size, *model.image_size, 3)
     if kind == "inference":
-        images = jax.ShapeDtypeStruct(shape, np.float32)
+        images = jax.ShapeDtypeStruct((batch_size, *model.image_size, 3), np.float32)
         forward = jax.jit(model.apply, compiler_options=compiler_options())
         compiled, seconds = _compile(forward.lower, abstract_variables(model), images)
     else:
-        step, optimizer, mesh = _training_step(model)
-        batch = {
-            "image": jax.ShapeDtypeStruct(shape, np.uint8, sharding=over_data(mesh)),
-            "label": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=over_data(mesh)),
-        }
-        compiled, seconds = _compile(step.lower, abstract_state(model, optimizer, 0, False, mesh), batch)
+        setting = _setting(model)
+        batch = setting.task.abstract_batch(batch_size, setting.mesh)
+        compiled, seconds = _compile(make_train_step(setting).lower, abstract_state(setting), batch)
     return Costs(seconds, _bytes(compiled))
 
 

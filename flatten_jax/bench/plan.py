@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 import jax
 import ml_collections
-import numpy as np
 
 from flatten_jax.bench import gpus
-from flatten_jax.models import create_model
-from flatten_jax.training.optimizer import make_optimizer, make_schedule
-from flatten_jax.training.sharding import check_divisible, make_mesh, over_data
+from flatten_jax.training.setup import model_of, training_of
+from flatten_jax.training.sharding import check_divisible, make_mesh
 from flatten_jax.training.step import abstract_state, make_train_step
 
 # Memory of a chip in GiB: Google Cloud's "TPU system architecture" pages, one for each version.
@@ -95,19 +93,8 @@ def plan(config: ml_collections.ConfigDict, topology: str, quick: bool = False) 
     mesh = make_mesh(devices, fsdp=config.mesh.fsdp)
     batch_size = config.train.batch_size
     check_divisible(mesh, **{"train.batch_size": batch_size})
-    model = create_model(**{k: v for k, v in config.model.items() if v is not None})
-    schedule = make_schedule(
-        config.optimizer,
-        batch_size=batch_size,
-        warmup_steps=config.train.warmup_epochs * _IMAGENET_STEPS,
-        total_steps=config.train.epochs * _IMAGENET_STEPS,
-    )
-    optimizer = make_optimizer(config.optimizer, schedule, model.no_weight_decay)
-    state = abstract_state(model, optimizer, config.seed, config.train.ema_decay > 0, mesh)
-    batch = {
-        "image": jax.ShapeDtypeStruct((batch_size, *model.image_size, 3), np.uint8, sharding=over_data(mesh)),
-        "label": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=over_data(mesh)),
-    }
+    training = training_of(config, model_of(config), mesh, _IMAGENET_STEPS)
+    state, batch = abstract_state(training), training.task.abstract_batch(batch_size, mesh)
     kind = topology.partition(":")[0]
     if kind in gpus.GPUS:
         capacity, options = gpus.GPUS[kind].memory, gpus.COMPILER_OPTIONS
@@ -122,7 +109,7 @@ def plan(config: ml_collections.ConfigDict, topology: str, quick: bool = False) 
     )
     began = time.monotonic()
     try:
-        lowered = make_train_step(model, optimizer, schedule, config, mesh).lower(state, batch)
+        lowered = make_train_step(training).lower(state, batch)
         compiled = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
         if quick and "No such compile option" in str(error):

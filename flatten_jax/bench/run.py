@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from flatten_jax.attention import attention_class, list_attentions
 from flatten_jax.bench import attention, figures, input_pipeline, models, report, timing
 from flatten_jax.models import model_options
 from flatten_jax.models.stack import REMAT_POLICIES
@@ -28,6 +29,8 @@ class Settings:
         dtype: of the computation; None: bfloat16 on accelerators, float32 on the CPU.
         rounds: measurements of each timing.
         tokens, attention_batch: of the attention sweep.
+        attentions: names for the sweep, or "all".
+        core: the sweep without the projections.
         memory_limit: GiB that one of its layers may need; None: 60 % of what is free.
         options: of `create_model`, for all models.
     """
@@ -39,6 +42,8 @@ class Settings:
     rounds: int = 7
     tokens: Sequence[int] = attention.TOKENS
     attention_batch: int = 1
+    attentions: Sequence[str] = attention.ATTENTIONS
+    core: bool = False
     memory_limit: float | None = None
     options: tuple[tuple[str, Any], ...] = ()
 
@@ -50,6 +55,11 @@ class Settings:
             model_options(name)
         for n in self.tokens:
             attention.side(n)
+        for name in self.swept():
+            attention_class(name)
+
+    def swept(self) -> Sequence[str]:
+        return list_attentions() if tuple(self.attentions) == ("all",) else self.attentions
 
     def computed_in(self) -> str:
         return self.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -106,6 +116,8 @@ def _attention(settings: Settings) -> Iterator[Row]:
         batch_size=settings.attention_batch,
         dtype=settings.computed_in(),
         rounds=settings.rounds,
+        attentions=settings.swept(),
+        core=settings.core,
         memory_limit=None if settings.memory_limit is None else settings.memory_limit * 2**30,
     )
 
@@ -131,7 +143,7 @@ def run(kinds: Sequence[str], settings: Settings, say: Callable[[str], None] = p
             say(f"{kind}: {report.line(row)}")
         yield report.Result(title, rows)
         if kind == "attention":
-            yield report.Result("attention without scores beside softmax", attention.summary(rows))
+            yield report.Result("attention of linear cost beside softmax", attention.summary(rows))
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

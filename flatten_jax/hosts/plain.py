@@ -30,7 +30,8 @@ def project(attention: Attention, letters: str, x: jax.Array) -> dict[str, jax.A
 def attend(attention: Attention, x: jax.Array, site: Site, streams: Mapping[str, jax.Array]) -> jax.Array:
     """The attention between its projections: (B, N, C)."""
     out = attention(x, site, *(streams[letter] for letter in attention.streams))
-    return Dense(x.shape[-1], dtype=attention.dtype, name="proj")(out) if attention.streams else out
+    projects = attention.streams and attention.projects_out
+    return Dense(x.shape[-1], dtype=attention.dtype, name="proj")(out) if projects else out
 
 
 class QKVAttention(nn.Module):

@@ -60,7 +60,8 @@ class StripeAttention(nn.Module):
             make = partial(_LePEAttention, self.num_heads // self.branches, window, self.attn_type, self.options)
             out.append(make(self.dtype, name=f"attns_{i}")(part, here, own))
         out = jnp.concatenate(out, axis=-1)[:, :height, :width].reshape(batch, -1, channels)
-        return Dense(channels, dtype=self.dtype, name="proj")(out) if attention.streams else out
+        projects = attention.streams and attention.projects_out
+        return Dense(channels, dtype=self.dtype, name="proj")(out) if projects else out
 
 
 class _LePEAttention(nn.Module):
@@ -82,7 +83,7 @@ class _LePEAttention(nn.Module):
         site = site.replace(grid=self.window, window=self.window != grid)
         attention.check(x, site)
         out = attention(x, site, *(streams[letter] for letter in attention.streams))
-        if "v" in streams:
+        if "v" in streams and attention.projects_out:  # LePE stands before the projection
             v = streams["v"].reshape(-1, *self.window, streams["v"].shape[2])
             out = out + DepthwiseConv(v.shape[3], 3, self.dtype, name="get_v")(v).reshape(out.shape)
         return unpartition(out, self.window, grid)

@@ -93,16 +93,16 @@ def create_model(name: str, **options: Any) -> Backbone:
         attn_options=nn.FrozenDict({k: v for k, v in {**published, **chosen}.items() if k in applicable})
     )
     for option, value in model.attn_options.items():
+        if isinstance(value, str) and not isinstance(of_attentions[option], str | None):
+            raise ValueError(f"{option}={value!r} must be of the kind of its default, {of_attentions[option]!r}")
         if isinstance(value, tuple) and len(value) != model.attn_entries:
             raise ValueError(
                 f"{option}={value} needs {model.attn_entries} entries, one for each stage (in DeiT, block)"
             )
 
-    defaults, idle = (
-        {f.name: f.default for f in dataclasses.fields(entry.family)} | entry.settings,
-        model.idle_options(),
-    )
-    for option, value in options.items():
+    defaults = {f.name: f.default for f in dataclasses.fields(entry.family)} | entry.settings
+    idle = model.idle_options()
+    for option in options:
         # A value that is the default anyway may be repeated, as configs do.
         if option in chosen and option not in applicable:
             having = [a for a in ATTENTIONS if option in attention_options(a)]

@@ -1,7 +1,7 @@
 """Multiply-adds of a model, counted as the paper counts."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +11,31 @@ from flatten_jax.models.backbone import Backbone
 from flatten_jax.ops.norm import LayerNorm
 
 _LAYER_NORM = 5  # per element: what fvcore, which the paper used, counts for a LayerNorm
+
+
+def _dynamic_depthwise(equation: jax.extend.core.JaxprEqn) -> int:
+    _, kernel = (x.aval.shape for x in equation.invars)
+    return equation.outvars[0].aval.size * kernel[1] * kernel[2]
+
+
+def _fft(equation: jax.extend.core.JaxprEqn) -> int:
+    lengths = equation.params["fft_lengths"]
+    points = max(x.aval.size for x in (*equation.invars, *equation.outvars))
+    return round(2.5 * points * math.log2(math.prod(lengths)))
+
+
+# What JAX writes otherwise than it is counted: compiled functions by their names, and primitives. Interpolation and
+# pooling are products here, and count nothing; a Fourier transform of n points counts 2.5 n log2 n.
+_FUNCTIONS: dict[str, Callable[[jax.extend.core.JaxprEqn], int]] = {
+    "_resize": lambda _: 0,
+    "_pool": lambda _: 0,
+    "dynamic_depthwise": _dynamic_depthwise,
+}
+_PRIMITIVES: dict[str, Callable[[jax.extend.core.JaxprEqn], int]] = {
+    "fft": _fft,
+    "lu": lambda equation: equation.invars[0].aval.size * equation.invars[0].aval.shape[-1] // 3,
+    "triangular_solve": lambda equation: equation.invars[1].aval.size * equation.invars[0].aval.shape[-1] // 2,
+}
 
 
 def multiply_adds(model: Backbone) -> int:
@@ -38,7 +63,7 @@ def multiply_adds(model: Backbone) -> int:
 
 
 def products(jaxpr: jax.extend.core.Jaxpr) -> Iterator[tuple[jax.extend.core.JaxprEqn, int]]:
-    """Matrix products and convolutions of a traced function, with their multiply-adds, all turns of a loop together.
+    """Products, convolutions and the like of a traced function, with their multiply-adds, a loop's turns together.
 
     Where platforms differ it is the plain form that is counted.
     """
@@ -52,8 +77,10 @@ def products(jaxpr: jax.extend.core.Jaxpr) -> Iterator[tuple[jax.extend.core.Jax
             kernel = equation.invars[1].aval
             features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
             yield equation, equation.outvars[0].aval.size * kernel.size // features
-        elif params.get("name") == "_resize":
-            continue  # an interpolation, which JAX writes as a matrix product
+        elif name in _PRIMITIVES:
+            yield equation, _PRIMITIVES[name](equation)
+        elif params.get("name") in _FUNCTIONS:
+            yield equation, _FUNCTIONS[params["name"]](equation)
         elif name == "cond":
             yield from products(params["branches"][-1].jaxpr)  # a branch for each platform, the last is the plain form
         elif name == "scan":

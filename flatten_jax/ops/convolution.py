@@ -7,11 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flatten_jax.ops import cpu
 from flatten_jax.ops.dense import affine, promote
+from flatten_jax.ops.derivative import with_backward
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def strided_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, padding: int = 0) -> jax.Array:
     """Convolution of patches that overlap little or not at all, in the dtype of `x`.
 
@@ -45,7 +46,7 @@ def _backward(stride: int, padding: int, saved: tuple, gradient: jax.Array) -> t
     return jax.lax.platform_dependent(gradient, *saved, cpu=of(_product), default=of(_convolution))
 
 
-strided_conv.defvjp(_forward, _backward)
+strided_conv = with_backward(strided_conv, _forward, _backward, nondiff_argnums=(3, 4))
 
 
 def _convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, padding: int) -> jax.Array:
@@ -60,24 +61,8 @@ def _convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, 
 
 
 def _product(x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, padding: int) -> jax.Array:
-    patches = _patches(x, kernel.shape[0], stride, padding)
+    patches = cpu.patches(x, kernel.shape[0], stride, padding)
     return affine(patches, kernel.reshape(-1, kernel.shape[-1]), bias)
-
-
-def _patches(x: jax.Array, size: int, stride: int, padding: int) -> jax.Array:
-    """(B, height, width, C) -> (B, rows, columns, size * size * C), patches row by row."""
-    batch, height, width, channels = x.shape
-    rows, columns = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
-    if size == stride and not padding:
-        x = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size * channels)
-        return x.swapaxes(2, 3).reshape(batch, rows, columns, -1)
-    x = jnp.pad(x, ((0, 0), (padding, padding + stride), (padding, padding + stride), (0, 0)))
-    pixels = [
-        x[:, i : i + rows * stride : stride, j : j + columns * stride : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
-    return jnp.concatenate(pixels, axis=-1)
 
 
 class Conv(nn.Module):

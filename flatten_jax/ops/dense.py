@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from flatten_jax.ops.cpu import apart, sum_over_tokens
+from flatten_jax.ops import cpu
+from flatten_jax.ops.derivative import with_backward
 from flatten_jax.ops.initializers import linear_kernel
 
 PRODUCT = "product"  # what rematerialisation may keep of a linear layer: its result
 
 
-@jax.custom_vjp
 def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """x @ kernel + bias in the dtype of x, with gradients of kernel and bias in their own.
 
@@ -39,31 +39,19 @@ def _backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, 
     x, kernel, bias = saved
     of_kernel = jax.lax.platform_dependent(
         *(a.reshape(-1, a.shape[-1]) for a in (x, gradient)),
-        cpu=partial(_product_on_cpu, dtype=kernel.dtype),
+        cpu=partial(cpu.transposed_product, dtype=kernel.dtype),
         default=partial(_product, dtype=kernel.dtype),
     )
-    of_bias = None if bias is None else sum_over_tokens(gradient, kernel.dtype).astype(bias.dtype)
+    of_bias = None if bias is None else cpu.sum_over_tokens(gradient, kernel.dtype).astype(bias.dtype)
     return gradient @ kernel.astype(x.dtype).T, of_kernel, of_bias
 
 
-affine.defvjp(_forward, _backward)
+affine = with_backward(affine, _forward, _backward)
 
 
 def _product(x: jax.Array, gradient: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """x^T gradient: (N, I), (N, O) -> (I, O)."""
     return jnp.einsum("ni,no->io", x, gradient, preferred_element_type=dtype)
-
-
-def _product_on_cpu(x: jax.Array, gradient: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The same, where XLA would transpose the left factor, however wide, and compute in strides what precedes it."""
-    if x.shape[1] <= gradient.shape[1]:
-        return jnp.matmul(_transpose(x), gradient, preferred_element_type=dtype)
-    return _transpose(jnp.matmul(_transpose(gradient), x, preferred_element_type=dtype))
-
-
-@apart
-def _transpose(x: jax.Array) -> jax.Array:
-    return x.T
 
 
 def promote(

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flatten_jax.ops.derivative import with_backward
 
-@jax.custom_vjp
+
 def gelu(x: jax.Array) -> jax.Array:
     """x / 2 (1 + erf(x / sqrt(2))), in float32 inside; (Hendrycks and Gimpel, arXiv 1606.08415).
 
@@ -28,4 +29,4 @@ def _backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     return ((slope * gradient).astype(x.dtype),)
 
 
-gelu.defvjp(_forward, _backward)
+gelu = with_backward(gelu, _forward, _backward)

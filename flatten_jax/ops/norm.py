@@ -1,15 +1,14 @@
 """The LayerNorm of all models."""
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.ops.cpu import not_shared, sum_over_channels, sum_over_tokens
+from flatten_jax.ops.cpu import sum_over_channels, sum_over_tokens
+from flatten_jax.ops.derivative import with_backward
+from flatten_jax.ops.gpu import not_shared
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
     """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis, in float32 inside.
 
@@ -45,7 +44,7 @@ def _backward(epsilon: float, saved: tuple, gradient: jax.Array) -> tuple[jax.Ar
     return (of_x / deviation).astype(x.dtype), of_scale.astype(scale.dtype), of_bias.astype(bias.dtype)
 
 
-layer_norm.defvjp(_forward, _backward)
+layer_norm = with_backward(layer_norm, _forward, _backward, nondiff_argnums=(3,))
 
 
 class LayerNorm(nn.Module):

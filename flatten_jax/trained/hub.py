@@ -18,6 +18,7 @@ from flatten_jax._version import __version__
 from flatten_jax.data.augment import RESIZE_RATIO
 from flatten_jax.models import create_model, model_options
 from flatten_jax.models.registry import MODELS
+from flatten_jax.models.settings import applicable, attention_settings
 from flatten_jax.trained import model_card
 from flatten_jax.weights.files import OF_TRAINING, save_weights, sha256
 from flatten_jax.weights.load import load_weights
@@ -45,7 +46,7 @@ def save_pretrained(
     Args:
         folder: made where it is not there; other files in it stay.
         model: from `create_model`.
-        variables: {"params": ...} of it.
+        variables: {"params": ...} of it, and its other collections.
         class_names: one for each label.
         resize_ratio: of the evaluation's resize over the model's size, for predictions (`eval.resize_ratio` of a run).
         evaluation: of these weights, as a run has it: {"eval/acc1": percent, "eval/acc5", "eval/loss", "eval/count"}.
@@ -203,20 +204,24 @@ def push_to_hub(
 def describe_model(model: nn.Module) -> tuple[str, dict[str, Any]]:
     """(name, options) with which `create_model` makes this model again, by the name that needs the fewest options.
 
-    Options that do not belong to the weights, such as `dtype`, are left out; image_size and num_classes are not.
+    Every option of every attention in use is among them, so that the defaults of later versions, and those of other
+    attentions with an option of that name, change nothing. Options that do not belong to the weights, such as `dtype`,
+    are left out; image_size and num_classes are not.
     """
+    options = attention_settings(model)
     candidates = []
     for name, entry in MODELS.items():
-        if type(model) is entry.family:
-            fields = {f.name for f in dataclasses.fields(model)} - {"attn_options", "parent", "name"}
+        published = entry.settings.get("attn_options", {})
+        if type(model) is entry.family and published.keys() & applicable(model) <= options.keys():
             known = model_options(name)
-            differ = {k: getattr(model, k) for k in fields - _OF_USE if getattr(model, k) != known[k]}
-            options = {k: v for k, v in model.attn_options.items() if v != known[k]}
-            candidates.append((name, dict(sorted({**differ, **options}.items()))))
+            fields = {f.name for f in dataclasses.fields(model)} - {"attn_options", "parent", "name"} - _OF_USE
+            differ = {k: getattr(model, k) for k in fields if getattr(model, k) != known[k]}
+            candidates.append((name, differ))
     if not candidates:
         raise ValueError(f"{type(model).__name__} is not a model of create_model, which alone can be shared")
-    name, options = min(candidates, key=lambda candidate: len(candidate[1]))
-    return name, {**options, "image_size": model.image_size, "num_classes": model.num_classes}
+    name, differ = min(candidates, key=lambda candidate: len(candidate[1]))
+    own = dict(sorted({**differ, **options}.items()))
+    return name, {**own, "image_size": model.image_size, "num_classes": model.num_classes}
 
 
 def _huggingface_hub(purpose: str) -> Any:

@@ -28,7 +28,7 @@ class Trained:
 
     Attributes:
         model: from `create_model`.
-        variables: {"params": ...} of it; of a run, the moving average if it has one.
+        variables: {"params": ...} of it, and its other collections; of a run, the moving average if it has one.
         class_names: one for each label, or None where nothing says them.
         resize_ratio: of the evaluation's resize over the model's size.
         evaluation: of these very weights, as the run wrote it, and the `dataset` that it is on; or None.
@@ -126,7 +126,7 @@ def _of_run(path: Path, name: str | None, best: bool, options: Mapping[str, Any]
             raise ValueError(f"{path} has no config.json to tell the model: give its name (--model)")
         name, options = described[0], {**described[1], **options}
     model = create_model(name, **options)
-    params, said = checkpoint.load_weights(folder / str(step), model)
+    variables, said = checkpoint.load_weights(folder / str(step), model)
 
     home = folder if (folder / "config.json").exists() else folder.parent
     config = json.loads((home / "config.json").read_text()) if described else {}
@@ -134,7 +134,7 @@ def _of_run(path: Path, name: str | None, best: bool, options: Mapping[str, Any]
     unchanged = described is not None and model == create_model(described[0], **described[1])
     return Trained(
         model=model,
-        variables={"params": params},
+        variables=variables,
         class_names=tuple(json.loads(classes.read_text())) if classes.exists() else None,
         resize_ratio=config.get("eval", {}).get("resize_ratio", RESIZE_RATIO),
         evaluation=checkpoints.evaluation(step) if unchanged else None,

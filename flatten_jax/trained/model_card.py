@@ -47,7 +47,7 @@ def _body(config: Mapping[str, Any], model: nn.Module) -> list[str]:
     name, options, names = config["model"], config["options"], config["class_names"]
     own = {k: v for k, v in options.items() if k not in ("image_size", "num_classes")}
     (height, width), to = model.image_size, eval_transform(model.image_size, config["resize_ratio"]).resize
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_variables(model)))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_variables(model)["params"]))
     lines = [
         f"# {name}",
         "",

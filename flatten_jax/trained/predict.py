@@ -62,7 +62,7 @@ class Predictor:
 
     Args:
         model: a classifier from `create_model`.
-        variables: {"params": ...} of it.
+        variables: {"params": ...} of it, and its other collections.
         class_names: one for each label; None: the labels.
         resize_ratio: `eval.resize_ratio` of the config that the model was trained with.
     """

@@ -26,7 +26,7 @@ def export_stablehlo(
 
     Args:
         model: from `create_model`.
-        variables: {"params": ...} of it.
+        variables: {"params": ...} of it, and its other collections.
         target: ends in .stablehlo.
         overwrite: replace an existing file; otherwise that is a ValueError.
 

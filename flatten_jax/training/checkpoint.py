@@ -1,6 +1,7 @@
 """Checkpoints of a run, by Orbax: saved asynchronously, verified, the newest few and the best kept."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from flatten_jax.training import integrity
 from flatten_jax.training.integrity import DamagedCheckpointError
 from flatten_jax.training.sharding import describe_mesh
 from flatten_jax.training.step import TrainState
+from flatten_jax.training.tasks import Variables
 from flatten_jax.weights.load import load_with_report
 
 
@@ -107,7 +109,7 @@ class Checkpoints:
             raise FileExistsError(f"{self.folder / str(step)} exists already; it was not overwritten")
         manifest = {"devices": _devices(state), "leaves": integrity.make_manifest(state)}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.StandardSave(_stored(state)),
             position=ocp.args.JsonSave(position),
             manifest=ocp.args.JsonSave(manifest),
         )
@@ -163,20 +165,23 @@ class Checkpoints:
             more = f"\n  and {len(lines) - integrity.MAX_LISTED} more" if len(lines) > integrity.MAX_LISTED else ""
             listed = "".join(f"\n  {line}" for line in lines[: integrity.MAX_LISTED])
             raise ValueError(f"{folder} does not fit this run:{listed}{more}")
-        state = ocp.StandardCheckpointHandler().restore(folder / "state", args=ocp.args.StandardRestore(target))
+        stored = ocp.args.StandardRestore(_stored(target))
+        state = target.replace(**ocp.StandardCheckpointHandler().restore(folder / "state", args=stored))
         integrity.check_restored(state, manifest, f"{folder}")
         return state
 
-    def restore_weights(self, step: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """(parameters, their moving average or None) as NumPy arrays, whatever model and optimizer the run had."""
+    def restore_weights(self, step: int) -> tuple[Variables, Variables | None]:
+        """(variables, their moving average or None) as NumPy arrays, whatever model and optimizer the run had."""
         folder = self._committed(step)
         manifest = integrity.read_manifest(folder)
-        trees: dict[str, dict[tuple[str, ...], np.ndarray]] = {"params": {}, "ema": {}}
+        trees: dict[str, dict[tuple[str, ...], np.ndarray]] = {"params": {}, "state": {}, "ema": {}, "ema_state": {}}
         for name in manifest:
             kind, *path = name.split(".")
             if kind in trees:
                 trees[kind][tuple(path)] = integrity.read_leaf(folder, name, manifest)
-        return unflatten_dict(trees["params"]), unflatten_dict(trees["ema"]) or None
+        given = {kind: unflatten_dict(tree) for kind, tree in trees.items()}
+        state = TrainState(step=np.int32(step), opt_state=None, **{**given, "ema": given["ema"] or None})
+        return state.variables, state.averaged
 
     def _folders(self) -> list[epath.Path]:
         return [f for f in self.folder.iterdir() if f.name.isdigit()] if self.folder.exists() else []
@@ -228,6 +233,12 @@ def _fault(folder: epath.Path, check: Any) -> DamagedCheckpointError | None:
     return None
 
 
+def _stored(state: TrainState) -> dict[str, Any]:
+    """The fields that Orbax sees. It knows empty ones too, and those of models with parameters only it need not."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: tree for name, tree in fields.items() if not (isinstance(tree, dict) and not tree)}
+
+
 def _devices(state: TrainState) -> str:
     mesh = getattr(getattr(state.step, "sharding", None), "mesh", None)
     return describe_mesh(mesh) if mesh is not None else "no mesh"
@@ -255,21 +266,22 @@ def model_of_run(path: str | Path) -> tuple[str, dict[str, Any]] | None:
     return options.pop("name"), options
 
 
-def save_weights(folder: str | Path, params: dict[str, Any]) -> Path:
+def save_weights(folder: str | Path, variables: Variables) -> Path:
     """Weights alone, from a converted file say, as a checkpoint of step 0 that can be evaluated and fine-tuned from.
 
     Returns:
         the folder of the checkpoint.
     """
     checkpoints = Checkpoints(Path(folder) / "checkpoints")
-    checkpoints.save(TrainState(np.int32(0), params, None, None), {"step": 0}, None)
+    state = {name: tree for name, tree in variables.items() if name != "params"}
+    checkpoints.save(TrainState(np.int32(0), variables["params"], state, None, None), {"step": 0}, None)
     checkpoints.wait()
     checkpoints.close()
     return Path(folder) / "checkpoints" / "0"
 
 
-def load_weights(path: str | Path, model: nn.Module, *, new_head: bool = False) -> tuple[dict[str, Any], str]:
-    """Weights for evaluation or fine-tuning, matched strictly against `model`, and a report of what was loaded.
+def load_weights(path: str | Path, model: nn.Module, *, new_head: bool = False) -> tuple[Variables, str]:
+    """Variables for evaluation or fine-tuning, matched strictly against `model`, and a report of what was loaded.
 
     Args:
         path: a run's folder, one of its checkpoints (as `find` takes it: its moving average, where it has one), or a
@@ -283,8 +295,8 @@ def load_weights(path: str | Path, model: nn.Module, *, new_head: bool = False) 
     saved = None
     if source.is_dir():
         folder, step = find(path)
-        params, ema = Checkpoints(folder, read_only=True).restore_weights(step)
-        source = {"params": params if ema is None else ema}
+        variables, averaged = Checkpoints(folder, read_only=True).restore_weights(step)
+        source = variables if averaged is None else averaged
         path = folder / str(step)
         described = model_of_run(folder)
         saved = create_model(described[0], **described[1]) if described else None
@@ -292,4 +304,4 @@ def load_weights(path: str | Path, model: nn.Module, *, new_head: bool = False) 
         variables, report = load_with_report(source, model, new_head=new_head, saved=saved)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return variables["params"], f"weights of {path}: {report}"
+    return variables, f"weights of {path}: {report}"

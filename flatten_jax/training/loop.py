@@ -4,19 +4,19 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import logging
 
 from flatten_jax.training import agreement
 from flatten_jax.training.checkpoint import Checkpoints, load_weights
-from flatten_jax.training.evaluate import evaluate, make_eval_step, zero_sums
+from flatten_jax.training.evaluate import evaluate, make_eval_step
 from flatten_jax.training.metrics import Meter, MetricsWriter, Progress, TrainingDiverged
 from flatten_jax.training.preemption import Preempted, Preemption
 from flatten_jax.training.setup import Run
 from flatten_jax.training.sharding import by_size, bytes_per_device, describe_mesh
 from flatten_jax.training.step import TrainState, abstract_state, init_state, make_train_step
+from flatten_jax.training.tasks import Variables
 
 __all__ = ["Preempted", "TrainingDiverged", "evaluate_checkpoint", "train"]
 
@@ -34,7 +34,7 @@ def train(run: Run, workdir: str, *, wait_seconds: float = 300) -> None:
         TrainingDiverged: the checkpoints before it stay.
     """
     folder, config, total = Path(workdir), run.config, run.total_steps
-    checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep, metric=f"eval/{run.task.best}")
     facts = {"steps": total, "evaluation batches": run.num_eval_batches, "checkpoints seen": checkpoints.steps()}
     agreement.check_same_everywhere(config, facts, wait_seconds)
     agreement.claim(folder, config, run.train_source.class_names)
@@ -44,7 +44,7 @@ def train(run: Run, workdir: str, *, wait_seconds: float = 300) -> None:
     # Of a step that was saved because of a signal, the evaluation may be missing.
     owed = start > 0 and _is_due(start, every["eval"], total) and checkpoints.evaluation(start) is None
     if start >= total and not owed:
-        _say(f"{folder} holds a finished run of {start} steps.\n{_results(checkpoints, folder)}")
+        _say(f"{folder} holds a finished run of {start} steps.\n{_results(run, checkpoints, folder)}")
         return
 
     with contextlib.ExitStack() as stack:
@@ -61,9 +61,9 @@ def train(run: Run, workdir: str, *, wait_seconds: float = 300) -> None:
             train_step, eval_step = preemption.interruptible(lambda: _compile(run, state))
 
             def evaluated(step: int, state: TrainState) -> dict[str, float]:
-                result = _evaluate(run, eval_step, state.params, state.ema, preemption.watch)
+                result = _evaluate(run, eval_step, state.variables, state.averaged, preemption.watch)
                 writer.write(step, result)
-                progress.line(f"step {step} (epoch {step / run.steps_per_epoch:.1f}): {_words(result)}")
+                progress.line(f"step {step} (epoch {step / run.steps_per_epoch:.1f}): {run.task.words(result)}")
                 return result
 
             if owed:
@@ -99,22 +99,21 @@ def train(run: Run, workdir: str, *, wait_seconds: float = 300) -> None:
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     _say(f"finished {total} steps ({total - start} of them now, in {minutes} min {seconds} s).")
     _draw_curves(folder)
-    _say(_results(checkpoints, folder))
+    _say(_results(run, checkpoints, folder))
 
 
 def evaluate_checkpoint(run: Run, path: str) -> dict[str, float]:
     """Evaluate weights, given as `load_weights` takes them, and print the result; of a run, its moving average."""
-    params, said = load_weights(path, run.model)
-    params = jax.device_put(params, by_size(run.mesh, params))
-    result = _evaluate(run, make_eval_step(run.model, run.mesh), params, None)
-    _say(f"{said}\n{path}: {_words(result)}")
+    variables, said = load_weights(path, run.model)
+    variables = jax.device_put(variables, by_size(run.mesh, variables))
+    result = _evaluate(run, make_eval_step(run.task, run.mesh), variables, None)
+    _say(f"{said}\n{path}: {run.task.words(result)}")
     return result
 
 
 def _start(run: Run, checkpoints: Checkpoints, step: int | None) -> tuple[TrainState, str]:
     """The state to go on from, and where it is from: a checkpoint of the run, other weights, or the seed."""
     config = run.config
-    ema = config.train.ema_decay > 0
     if step is not None:
         saved, here = checkpoints.position(step), run.position(step)
         if saved != here:
@@ -123,22 +122,21 @@ def _start(run: Run, checkpoints: Checkpoints, step: int | None) -> tuple[TrainS
             )
         before, now = checkpoints.devices(step), describe_mesh(run.mesh)
         moved = f", which was saved on {before}, now on {now}" if before != now else ""
-        state = checkpoints.restore(step, abstract_state(run.model, run.optimizer, config.seed, ema, run.mesh))
+        state = checkpoints.restore(step, abstract_state(run.training))
         return state, f"resuming at step {step} of {checkpoints.folder}{moved}"
     if config.init_from:
-        params, said = load_weights(config.init_from, run.model, new_head=config.init_new_head)
-        return init_state(run.model, run.optimizer, config.seed, ema, run.mesh, params), f"fine-tuning: {said}"
-    return init_state(run.model, run.optimizer, config.seed, ema, run.mesh), f"starting from seed {config.seed}"
+        variables, said = load_weights(config.init_from, run.model, new_head=config.init_new_head)
+        return init_state(run.training, variables), f"fine-tuning: {said}"
+    return init_state(run.training), f"starting from seed {config.seed}"
 
 
 def _compile(run: Run, state: TrainState) -> tuple[Callable, Callable]:
     """Both steps for the shapes of this run, ahead of the first batch, and what the training step takes."""
     began = time.monotonic()
     train_batch, eval_batch = run.abstract_batches()
-    step = make_train_step(run.model, run.optimizer, run.schedule, run.config, run.mesh).lower(state, train_batch)
-    train_step = step.compile()
-    sums, params = zero_sums(), state.params
-    eval_step = make_eval_step(run.model, run.mesh).lower(sums, params, eval_batch).compile()
+    train_step = make_train_step(run.training).lower(state, train_batch).compile()
+    sums = run.task.zero_sums()
+    eval_step = make_eval_step(run.task, run.mesh).lower(sums, state.variables, eval_batch).compile()
     memory = train_step.memory_analysis()
     needed = f", the training step computes in {memory.temp_size_in_bytes / 2**20:,.0f} MiB a device" if memory else ""
     _say(f"compiled in {time.monotonic() - began:.0f} s{needed}")
@@ -150,14 +148,18 @@ def _is_due(step: int, interval: int, total: int) -> bool:
 
 
 def _evaluate(
-    run: Run, eval_step: Any, params: Any, ema: Any, watch: Callable = lambda batches: batches
+    run: Run,
+    eval_step: Callable,
+    variables: Variables,
+    averaged: Variables | None,
+    watch: Callable = lambda batches: batches,
 ) -> dict[str, float]:
     """The metrics of the weights to be used: the moving average if there is one, then the raw ones as `eval_raw/`."""
-    weights = {"eval": params} if ema is None else {"eval": ema, "eval_raw": params}
+    weights = {"eval": variables} if averaged is None else {"eval": averaged, "eval_raw": variables}
     result = {}
     for prefix, tree in weights.items():
         with contextlib.closing(run.eval_batches()) as batches:
-            values = evaluate(eval_step, tree, watch(batches), len(run.eval_source))
+            values = evaluate(run.task, eval_step, tree, watch(batches), len(run.eval_source))
         result |= {f"{prefix}/{name}": value for name, value in values.items()}
     return result
 
@@ -178,14 +180,6 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _words(result: dict[str, float]) -> str:
-    text = (
-        f"top-1 {result['eval/acc1']:.2f} %, top-5 {result['eval/acc5']:.2f} %, loss {result['eval/loss']:.4f} "
-        f"on {result['eval/count']} images"
-    )
-    return text + (f" (without averaging: top-1 {result['eval_raw/acc1']:.2f} %)" if "eval_raw/acc1" in result else "")
-
-
 def _describe(run: Run, state: TrainState, origin: str) -> None:
     config = run.config
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
@@ -200,7 +194,7 @@ def _describe(run: Run, state: TrainState, origin: str) -> None:
     )
 
 
-def _results(checkpoints: Checkpoints, folder: Path) -> str:
+def _results(run: Run, checkpoints: Checkpoints, folder: Path) -> str:
     best = checkpoints.best()
-    said = f"best: step {best[0]}, {_words(best[1])}\n" if best else ""
+    said = f"best: step {best[0]}, {run.task.words(best[1])}\n" if best else ""
     return f"{said}checkpoints {checkpoints.steps()}, metrics and config are in {folder}"

@@ -18,6 +18,9 @@ class Mixing(NamedTuple):
     switch_prob: float = 0.5
 
 
+NO_MIXING = Mixing(mixup=0.0, cutmix=0.0)
+
+
 def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
     """(B,) integer labels -> (B, num_classes): 1 - s on the label, and s shared by all classes."""
     return jax.nn.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes

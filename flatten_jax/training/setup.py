@@ -8,28 +8,39 @@ import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from flatten_jax.data import augment, pipeline, sources
 from flatten_jax.models import create_model
-from flatten_jax.training.optimizer import Schedule, make_optimizer, make_schedule
-from flatten_jax.training.sharding import check_divisible, make_mesh, over_data, put_batch
+from flatten_jax.training.optimizer import make_optimizer, make_schedule
+from flatten_jax.training.preprocess import Mixing
+from flatten_jax.training.sharding import check_divisible, make_mesh, put_batch
+from flatten_jax.training.step import Training
+from flatten_jax.training.tasks import Batch, Classify
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A config made concrete: model, optimizer, data, mesh, and durations in steps."""
+    """A config made concrete: what a step needs, data, and durations in steps."""
 
     config: ml_collections.ConfigDict
-    model: nn.Module
-    optimizer: optax.GradientTransformation
-    schedule: Schedule
-    mesh: Mesh
+    training: Training
     train_source: sources.Source
     eval_source: sources.Source
     steps_per_epoch: int
     total_steps: int
+
+    @property
+    def task(self) -> Classify:
+        return self.training.task
+
+    @property
+    def model(self) -> nn.Module:
+        return self.task.model
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.training.mesh
 
     def in_steps(self, epochs: float) -> int:
         """A duration in epochs, which may be a fraction of one, in steps: at least one."""
@@ -71,17 +82,11 @@ class Run:
         )
         return pipeline.prefetch(batches, lambda batch: put_batch(batch, self.mesh))
 
-    def abstract_batches(self) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, jax.ShapeDtypeStruct]]:
+    def abstract_batches(self) -> tuple[Batch, Batch]:
         """What batches of training and of evaluation look like, for compiling before there is one."""
-
-        def batch(size: int, **kinds: str) -> dict[str, jax.ShapeDtypeStruct]:
-            shapes = {"image": (size, *self.model.image_size, 3)}
-            sharding = over_data(self.mesh)
-            return {k: jax.ShapeDtypeStruct(shapes.get(k, (size,)), v, sharding=sharding) for k, v in kinds.items()}
-
-        train_size, eval_size = self.config.train.batch_size, self.config.eval.batch_size
-        return batch(train_size, image="uint8", label="int32"), batch(
-            eval_size, image="uint8", label="int32", mask="bool"
+        return (
+            self.task.abstract_batch(self.config.train.batch_size, self.mesh),
+            self.task.abstract_batch(self.config.eval.batch_size, self.mesh, masked=True),
         )
 
     @property
@@ -108,8 +113,7 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
         ValueError, FileNotFoundError: with what is wrong and the way out.
     """
     mesh = make_mesh(fsdp=config.mesh.fsdp)
-    train, model_options = config.train, {k: v for k, v in config.model.items() if v is not None}
-    model = create_model(**model_options)
+    train, model = config.train, model_of(config)
     check_divisible(mesh, **{"train.batch_size": train.batch_size, "eval.batch_size": config.eval.batch_size})
     if train.batch_size % (train.accumulation * mesh.size):
         raise ValueError(
@@ -124,22 +128,40 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
                 f"use --config.model.num_classes={len(source.class_names)}"
             )
     steps_per_epoch = pipeline.steps_per_epoch(len(train_source), train.batch_size)
+    return Run(
+        config=config,
+        training=training_of(config, model, mesh, steps_per_epoch),
+        train_source=train_source,
+        eval_source=eval_source,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=(train.epochs + train.cooldown_epochs) * steps_per_epoch,
+    )
+
+
+def model_of(config: ml_collections.ConfigDict) -> nn.Module:
+    """The model of a config, whose options that are None are left to the model."""
+    return create_model(**{option: value for option, value in config.model.items() if value is not None})
+
+
+def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh, steps_per_epoch: int) -> Training:
+    """What a config says of a step of training."""
+    augment, train = config.augment, config.train
     schedule = make_schedule(
         config.optimizer,
         batch_size=train.batch_size,
         warmup_steps=train.warmup_epochs * steps_per_epoch,
         total_steps=train.epochs * steps_per_epoch,
     )
-    return Run(
-        config=config,
-        model=model,
+    mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob)
+    return Training(
+        task=Classify(model, augment.label_smoothing, augment.erase_prob, mixing),
         optimizer=make_optimizer(config.optimizer, schedule, model.no_weight_decay),
         schedule=schedule,
         mesh=mesh,
-        train_source=train_source,
-        eval_source=eval_source,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=(train.epochs + train.cooldown_epochs) * steps_per_epoch,
+        seed=config.seed,
+        accumulation=train.accumulation,
+        ema_decay=train.ema_decay,
+        skip_nonfinite_steps=train.skip_nonfinite_steps,
     )
 
 

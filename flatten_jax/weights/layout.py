@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from flatten_jax.attention import ATTENTIONS, Attention, Site, Sized, takes_bias
+from flatten_jax.attention import Attention, Site, Sized, takes_bias
 from flatten_jax.hosts import WindowAttention
 from flatten_jax.hosts.drop_in import AttentionLayer, FocusedLinearAttention
 from flatten_jax.hosts.grids import Windows, relative_position_index
@@ -214,7 +214,7 @@ def _join(modules: Iterable[str], leaf: str) -> str:
 def is_buffer(name: str, wanted: Container[str] = ()) -> bool:
     """Whether PyTorch's name is that of something computed, which no one needs to load, and none of `wanted`."""
     leaf = name.rpartition(".")[2]
-    return name not in wanted and (leaf in _BUFFERS or any(leaf in cls.buffers for cls in ATTENTIONS.values()))
+    return name not in wanted and leaf in _BUFFERS
 
 
 def entries(rows: Iterable[Row]) -> dict[str, Shape]:

@@ -3,23 +3,9 @@
 import numpy as np
 import pytest
 
-from flatten_jax.analysis import depthwise_matrix, distance, entropy, numerical_rank, stretch_matrix
-from flatten_jax.attention import depthwise_conv
+from flatten_jax.analysis import distance, entropy, numerical_rank
 
 IDENTITY, UNIFORM = np.eye(6), np.full((6, 6), 1 / 6)
-
-
-def test_depthwise_matrix_is_the_convolution():
-    rng = np.random.default_rng(0)
-    kernel, x = rng.standard_normal((5, 5, 3)), rng.standard_normal((1, 3, 4, 3))
-    matrix = depthwise_matrix(kernel, (3, 4))
-    expected = depthwise_conv(x.astype(np.float32), kernel.astype(np.float32))
-    np.testing.assert_allclose(np.einsum("cnm,mc->nc", matrix, x.reshape(12, 3)), expected.reshape(12, 3), atol=1e-5)
-    np.testing.assert_array_equal(depthwise_matrix(kernel, (3, 4), tokens=[7, 2]), matrix[:, [7, 2]])
-
-
-def test_stretch_matrix_interpolates():
-    np.testing.assert_allclose(stretch_matrix(4, 2), [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
 
 
 def test_rank_counts_what_float32_can_tell_from_nothing():

@@ -42,13 +42,17 @@ def layers(model, variables, pictures):
 def test_profiles_are_means_over_queries_and_pictures(layers):
     softmax, focused = depth_profile(layers, (16, 16))
     assert (softmax.block, softmax.kind, focused.block, focused.kind) == (0, "softmax", 1, "focused")
-    np.testing.assert_allclose(focused.entropy, entropy(layers[1].attention()).mean(axis=(0, 2)))
+    np.testing.assert_allclose(focused.entropy, entropy(layers[1].attention()).mean(axis=(0, 2)), rtol=1e-6)
     assert focused.uniform == pytest.approx(np.log(16))
-    uniform = dataclasses.replace(layers[0], q=np.zeros_like(layers[0].q))
+    streams = {**layers[0].streams, "q": np.zeros_like(layers[0].streams["q"])}
+    uniform = dataclasses.replace(layers[0], call=layers[0].call.replace(streams=streams))
     # Of 4 x 4 tokens of 4 pixels, all pairs.
     places = 4 * np.argwhere(np.ones((4, 4)))
     expected = np.linalg.norm(places[:, None] - places, axis=-1).mean()
-    np.testing.assert_allclose(depth_profile([uniform], (16, 16))[0].distance, expected)
+    np.testing.assert_allclose(depth_profile([uniform], (16, 16))[0].distance, expected, rtol=1e-6)
+    few = layers[1].attention(tokens=[0, 8, 15])
+    (sampled,) = depth_profile(layers[1:], (16, 16), queries=3)
+    np.testing.assert_allclose(sampled.entropy, entropy(few).mean(axis=(0, 2)), rtol=1e-6)
 
 
 def test_a_block_of_stripes_is_one_profile_and_one_map(layers):
@@ -56,18 +60,18 @@ def test_a_block_of_stripes_is_one_profile_and_one_map(layers):
     (profile,) = depth_profile(twins, (16, 16))
     assert profile.entropy.shape == profile.distance.shape == (6,)
     example, token = layers[1].locate((1, 2), 1)
-    heads = layers[1].on_picture(layers[1].influence(token, example, "linear"), example)
-    np.testing.assert_allclose(query_map(twins, (1, 2), "linear", picture=1), heads.mean(axis=0))
+    heads = layers[1].places.on_picture(layers[1].influence(token, example), example)
+    np.testing.assert_allclose(query_map(twins, (1, 2), picture=1), heads.mean(axis=0))
 
 
 def test_maps_are_drawn_in_their_place(layers, pictures):
     queries = [(0, 3), (2, 1)]
     maps = query_maps(of_block(layers, -1), queries, picture=1)
-    assert list(maps) == ["softmax", "linear", "linear + focused map", "+ depthwise branch"]
-    assert list(query_maps(of_block(layers, 0), queries)) == ["softmax", "linear", "linear + focused map"]
+    assert list(maps) == ["softmax", "linear", "focused", "focused + local branch"]
+    assert list(query_maps(of_block(layers, 0), queries)) == ["linear", "softmax"]
     figure = figures.attention_maps([pictures[1]] * 2, queries, maps)
-    axes = figure.axes[8]  # second row, "linear + focused map"
-    drawn = maps["linear + focused map"][1]
+    axes = figure.axes[8]  # second row, "focused"
+    drawn = maps["focused"][1]
     np.testing.assert_allclose(axes.images[0].get_array(), drawn / drawn.max())
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), [[6, 10]])  # the middle of token (2, 1)
     assert f"{drawn.max() * 16 / drawn.sum():.1f} x mean" in axes.get_title()

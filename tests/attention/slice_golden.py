@@ -2,8 +2,8 @@
 
     python tests/attention/slice_golden.py rala.npz rala rala --heads 6 --grid 14 14
 
-SOURCE holds `keys` ([name, shape] of the state dict), `y`, perhaps `dx` (the gradient of sum(y w) with respect to x, w =
-RandomState(8).standard_normal(y.shape)), `grad:NAME` of parameters and `buffer:NAME` (values to be taken as they are).
+SOURCE holds `keys` ([name, shape] of the state dict), `y`, perhaps `dx` (the gradient of sum(y w) with respect to x,
+w = RandomState(8).standard_normal(y.shape)), `grad:NAME` of parameters, `buffer:NAME` (values to be taken as they are).
 Weights are made of names and shapes (tests/models/reference.py), x is RandomState(7).standard_normal(shape). Kept are
 every few values of y, dx and the gradients, a few kB. To be found by test_goldens.py it needs nothing but its place.
 """
@@ -13,6 +13,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+
+from flatten_jax.weights.layout import is_buffer
 
 STEP = 97  # coprime with all sizes in use: a slice passes through all channels and tokens
 
@@ -27,9 +29,7 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, default=0, help="class tokens before those of the grid")
     parser.add_argument("--options", type=json.loads, default={}, help="of the attention, as JSON")
     parser.add_argument("--sr-ratio", type=int, default=1, help="of PVT's host")
-    parser.add_argument(
-        "--strip", default="", help="start of the official names that belongs to a wrapper, such as 'a.'"
-    )
+    parser.add_argument("--strip", default="", help="start of the official names that is a wrapper's, such as 'a.'")
     args = parser.parse_args()
     with np.load(args.source) as file:
         source = dict(file)
@@ -54,7 +54,7 @@ def main() -> None:
     for name, array in source.items():
         if name == "dx" or name.startswith("grad:"):
             kept[name] = array.reshape(-1)[::STEP]
-        if name.startswith("buffer:"):
+        if name.startswith("buffer:") and not is_buffer(name):
             kept[name] = array
     target = Path(__file__).parent / "goldens" / f"{args.name}.npz"
     np.savez_compressed(target, **kept)

@@ -1,4 +1,4 @@
-"""The focused map, the linear core and the mixer against the paper's and the release's numbers."""
+"""The focused map, the linear core and the attention against the paper's and the release's numbers."""
 
 import importlib.util
 import re
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatten_jax.attention import QKVAttention, ReducedAttention, focused_map, linear_attention
+from flatten_jax import QKVAttention, ReducedAttention
+from flatten_jax.attention import Site, focused_map, linear_attention
 from flatten_jax.attention.focused import stretch_tokens
 from flatten_jax.bench import gpus
 
@@ -111,7 +112,7 @@ def test_swin_form_gives_the_release_numbers_in_float64():
             "scale": sines((1, 1, 8), 7),
         }
         x = np.cos(0.21 * np.arange(2 * 16 * 8)).reshape(2, 16, 8)
-        y = np.asarray(QKVAttention(num_heads=2).apply({"params": params}, jnp.asarray(x), (4, 4)))
+        y = np.asarray(QKVAttention(num_heads=2).apply({"params": params}, jnp.asarray(x), Site((4, 4))))
     assert y.dtype == np.float64
     first = [0.17652994, -0.07037302, -0.07074887, -0.23641738, -0.26310458, -0.28976209, -0.3141945, -0.18775272]
     last = [0.52035532, -0.31711722, 0.07079987, -0.26811577, -0.34229895, -0.10227929, -0.60380027, 0.19445224]
@@ -146,10 +147,10 @@ def test_core_is_finite_with_finite_gradients(dtype, p):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_module_is_finite_with_finite_gradients(dtype):
     module, shape = QKVAttention(num_heads=3, dtype=dtype), (2, 196, 192)
-    params = jax.jit(lambda: module.init(jax.random.key(0), jnp.zeros(shape), (14, 14)))()
+    params = jax.jit(lambda: module.init(jax.random.key(0), jnp.zeros(shape), Site((14, 14))))()
 
     def total(params, x):
-        return module.apply(params, x, (14, 14)).astype(jnp.float32).sum()
+        return module.apply(params, x, Site((14, 14))).astype(jnp.float32).sum()
 
     compiled = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
     for extreme, make in EXTREMES.items():
@@ -162,20 +163,20 @@ def test_module_is_finite_with_finite_gradients(dtype):
 def test_each_switch_of_the_ablation_changes_the_answer(switch):
     x = jax.random.normal(jax.random.key(0), (1, 12, 8))
     full = QKVAttention(num_heads=2)
-    params = full.init(jax.random.key(1), x, (3, 4))["params"]
+    params = full.init(jax.random.key(1), x, Site((3, 4)))["params"]
     # Away from its zero start, so that leaving the encoding out can be seen.
     params["positional_encoding"] = params["positional_encoding"] + jax.random.normal(jax.random.key(2), (1, 12, 8))
     ablated = QKVAttention(num_heads=2, options=switch)
-    kept = jax.eval_shape(lambda: ablated.init(jax.random.key(1), x, (3, 4)))["params"]
-    answer = ablated.apply({"params": {name: params[name] for name in kept}}, x, (3, 4))
-    difference = jnp.abs(answer - full.apply({"params": params}, x, (3, 4))).max()
+    kept = jax.eval_shape(lambda: ablated.init(jax.random.key(1), x, Site((3, 4))))["params"]
+    answer = ablated.apply({"params": {name: params[name] for name in kept}}, x, Site((3, 4)))
+    difference = jnp.abs(answer - full.apply({"params": params}, x, Site((3, 4)))).max()
     assert difference > 1e-3 * jnp.abs(answer).max()
 
 
 def test_vanilla_linear_attention_has_only_its_projections_and_scale():
     options = {"focusing_factor": 1, "use_dwc": False, "use_positional_encoding": False}
     module, x = QKVAttention(2, options=options), jnp.zeros((1, 4, 8))
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, (2, 2)))
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, Site((2, 2))))
     assert set(shapes["params"]) == {"qkv", "proj", "scale"}
 
 
@@ -183,21 +184,21 @@ def test_rows_and_columns_of_a_rectangular_grid_are_told_apart():
     """Only the depthwise branch knows the grid: transposing picture and kernel transposes the answer."""
     x = jax.random.normal(jax.random.key(0), (1, 3, 5, 8))
     module = QKVAttention(num_heads=2, options={"use_positional_encoding": False})
-    params = module.init(jax.random.key(1), x.reshape(1, 15, 8), (3, 5))
-    upright = module.apply(params, x.reshape(1, 15, 8), (3, 5)).reshape(1, 3, 5, 8)
+    params = module.init(jax.random.key(1), x.reshape(1, 15, 8), Site((3, 5)))
+    upright = module.apply(params, x.reshape(1, 15, 8), Site((3, 5))).reshape(1, 3, 5, 8)
     params["params"]["dwc"]["kernel"] = params["params"]["dwc"]["kernel"].swapaxes(0, 1)
-    turned = module.apply(params, x.swapaxes(1, 2).reshape(1, 15, 8), (5, 3)).reshape(1, 5, 3, 8)
+    turned = module.apply(params, x.swapaxes(1, 2).reshape(1, 15, 8), Site((5, 3))).reshape(1, 5, 3, 8)
     np.testing.assert_allclose(turned.swapaxes(1, 2), upright, atol=1e-5)
 
 
 def test_grid_that_does_not_hold_the_tokens_is_refused():
-    with pytest.raises(ValueError, match=r"17 tokens, its grid 4 x 4 has 16.*class token"):
-        QKVAttention(num_heads=2).init(jax.random.key(0), jnp.zeros((1, 17, 8)), (4, 4))
+    with pytest.raises(ValueError, match=r"17 tokens were given, and the grid 4 x 4 has 16.*class token"):
+        QKVAttention(num_heads=2).init(jax.random.key(0), jnp.zeros((1, 17, 8)), Site((4, 4)))
 
 
 def test_heads_that_do_not_divide_the_channels_are_refused():
     with pytest.raises(ValueError, match="channels=8 is not divisible by num_heads=3"):
-        QKVAttention(num_heads=3).init(jax.random.key(0), jnp.zeros((1, 16, 8)), (4, 4))
+        QKVAttention(num_heads=3).init(jax.random.key(0), jnp.zeros((1, 16, 8)), Site((4, 4)))
 
 
 def test_values_are_stretched_as_torch_interpolate_does():
@@ -209,6 +210,6 @@ def test_values_are_stretched_as_torch_interpolate_does():
 def test_reduced_form_has_encodings_and_keys_on_the_coarse_grid():
     module = ReducedAttention(num_heads=2, sr_ratio=2)
     x = jax.random.normal(jax.random.key(0), (1, 24, 8))
-    params = module.init(jax.random.key(1), x, (4, 6))
+    params = module.init(jax.random.key(1), x, Site((4, 6)))
     assert params["params"]["positional_encoding"].shape == (1, 6, 8)
-    assert module.apply(params, x, (4, 6)).shape == x.shape
+    assert module.apply(params, x, Site((4, 6))).shape == x.shape

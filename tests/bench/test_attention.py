@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatten_jax.attention import MIXERS
+from flatten_jax import list_attentions
 from flatten_jax.bench import attention, figures
 from flatten_jax.bench.timing import Spread
 
-L, S = (attention.mixer_name(letter) for letter in "LS")
+L, S = "linear", "softmax"
 SMALL = dict(channels=16, num_heads=2)
 
 
@@ -24,22 +24,34 @@ def rows():
 
 
 def test_every_softmax_computes_the_same():
-    q, k, v = (jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).normal(size=(3, 2, 36, 16)))
-    layers = attention.layers(36, jnp.float32, **SMALL)
-    assert len(layers) == len(MIXERS) + 2
-    ours, *others = (layer({}, q, k, v) for name, (layer, _) in layers.items() if "oftmax" in name)
-    assert len(others) == 2
-    for other in others:
-        np.testing.assert_allclose(ours, other, rtol=0, atol=1e-5 * float(jnp.abs(ours).max()))
+    rng = np.random.default_rng(0)
+    for core in (False, True):
+        layers = attention.layers(36, jnp.float32, core=core, **SMALL)
+        assert len(layers) == len(attention.ATTENTIONS) + 2
+        found = [layer for name, layer in layers.items() if "softmax" in name]
+        variables, inputs = (
+            jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f"), shapes) for shapes in found[0][1:]
+        )
+        ours, *others = (layer(variables, *inputs) for layer, _, _ in found)
+        assert len(others) == 2
+        for other in others:
+            np.testing.assert_allclose(ours, other, rtol=0, atol=1e-5 * float(jnp.abs(ours).max()))
+
+
+def test_every_attention_has_a_layer_and_those_with_streams_a_core():
+    layers, cores = (attention.layers(64, jnp.float32, 32, 2, list_attentions(), core) for core in (False, True))
+    assert set(list_attentions()) < set(layers)
+    assert set(cores) < set(layers)
+    for layer, variables, inputs in (*layers.values(), *cores.values()):
+        assert jax.eval_shape(layer, variables, *inputs).shape[:2] == (1, 64)
 
 
 def test_backward_gives_the_gradients_of_every_input():
-    layer, variables = attention.layers(36, jnp.float32, **SMALL)[attention.PLAIN]
-    x = jax.ShapeDtypeStruct((1, 36, 16), jnp.float32)
-    compiled = attention._compile(layer, "forward + backward", variables, x)
-    variables, q, k, v, cotangent = attention._inputs(compiled)
-    gradients = compiled(variables, q, k, v, cotangent)[1]
-    expected = jax.grad(lambda *args: (layer(*args) * cotangent).sum(), argnums=(0, 1, 2, 3))(variables, q, k, v)
+    layer, variables, inputs = attention.layers(36, jnp.float32, **SMALL)[attention.PLAIN]
+    compiled = attention._compile(layer, "forward + backward", variables, inputs)
+    variables, inputs, cotangent = attention._inputs(compiled)
+    gradients = compiled(variables, inputs, cotangent)[1]
+    expected = jax.grad(lambda p, x: (layer({"params": p}, x) * cotangent).sum(), (0, 1))(variables["params"], *inputs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradients, expected)
 
 
@@ -55,7 +67,7 @@ def test_memory_grows_as_the_mathematics_says(rows):
 
 def test_what_does_not_fit_is_not_run_and_says_so(rows):
     by = {(row["attention"], row["N"], row["direction"]): row for row in rows}
-    assert len(by) == len(rows) == (len(MIXERS) + 2) * 2 * len(attention.DIRECTIONS)
+    assert len(by) == len(rows) == (len(attention.ATTENTIONS) + 2) * 2 * len(attention.DIRECTIONS)
     scores = 2 * 3136**2 * 4 / 2**30
     words, needed, unit = by[attention.PLAIN, 3136, "forward"]["ms"].rsplit(" ", 2)
     assert (words, unit) == ("not run: needs", "GiB") and scores <= float(needed) < 4 * scores
@@ -88,7 +100,7 @@ def test_picture_has_a_line_of_its_own_for_every_attention(rows):
     assert len(figure.axes) == 4
     for axes in figure.axes:
         lines = [line for line in axes.lines if not line.get_label().startswith("_")]
-        assert len(lines) == len(MIXERS) + 2
+        assert len(lines) == len(attention.ATTENTIONS) + 2
         assert len({(line.get_marker(), str(line.get_linestyle())) for line in lines}) == len(lines)
     time, memory = figure.axes[:2]
     drawn = {line.get_label(): list(line.get_xdata()) for line in time.lines}

@@ -12,8 +12,9 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from flatten_jax import FocusedLinearAttention, create_model
-from flatten_jax.attention import QKVAttention, drop_in, mixer_options
+from flatten_jax import FocusedLinearAttention, LinearAttention, QKVAttention, create_model
+from flatten_jax.attention import Site, attention_options
+from flatten_jax.hosts import drop_in
 from flatten_jax.models import abstract_variables
 
 GRID = (2, 6)
@@ -34,7 +35,7 @@ def variables(tokens):
 
 def test_it_is_the_attention_of_the_models(tokens, variables):
     attentions = (
-        QKVAttention(2, "L", {"focusing_factor": 2.0}),
+        LinearAttention("focused", 2, focusing_factor=2.0),
         FocusedLinearAttention(2, focusing_factor=2.0),
         FocusedLinearAttention(2),
         FocusedLinearAttention(2, dtype=jnp.bfloat16),
@@ -47,16 +48,17 @@ def test_it_is_the_attention_of_the_models(tokens, variables):
 
 @pytest.mark.parametrize("option", [{"kernel_size": 3}, {"use_dwc": False}, {"use_positional_encoding": False}])
 def test_what_is_made_is_chosen(tokens, option):
-    def shapes(attention):
-        return jax.tree.map(jnp.shape, jax.eval_shape(lambda: attention.init(jax.random.key(0), tokens, GRID)))
+    def shapes(attention, grid=GRID):
+        return jax.tree.map(jnp.shape, jax.eval_shape(lambda: attention.init(jax.random.key(0), tokens, grid)))
 
-    assert shapes(FocusedLinearAttention(2, **option)) == shapes(QKVAttention(2, "L", option))
+    assert shapes(FocusedLinearAttention(2, **option)) == shapes(QKVAttention(2, "focused", option), Site(GRID))
+    assert shapes(FocusedLinearAttention(2, **option)) == shapes(LinearAttention("focused", 2, option))
     assert shapes(FocusedLinearAttention(2, **option)) != shapes(FocusedLinearAttention(2))
 
 
-def test_the_options_are_those_of_the_mixer_and_the_docs_name_them_all():
+def test_the_options_are_those_of_the_attention_and_the_docs_name_them_all():
     fields = {f.name: f.default for f in dataclasses.fields(FocusedLinearAttention) if f.name not in ("parent", "name")}
-    assert fields == {"num_heads": dataclasses.MISSING, "dtype": None} | mixer_options("L")
+    assert fields == {"num_heads": dataclasses.MISSING, "dtype": None} | attention_options("focused")
     attributes = FocusedLinearAttention.__doc__.partition("Attributes:")[2]
     assert [line.split(":")[0].strip() for line in attributes.strip().splitlines()] == list(fields)
 
@@ -119,7 +121,7 @@ def test_nnx_gives_the_numbers_of_linen_and_learns(tokens):
     ("shape", "grid", "message"),
     [
         ((2, 12, 16), None, r"need grid=\(height, width\)"),
-        ((2, 13, 16), (2, 6), r"13 tokens are not on a grid of 2 x 6 = 12; leave class tokens"),
+        ((2, 13, 16), (2, 6), r"13 tokens were given, and the grid 2 x 6 has 12; of class tokens"),
         ((2, 2, 6, 16), (6, 2), "is not that of the map"),
         ((12, 16), (2, 6), "neither tokens"),
         ((2, 12, 15), (2, 6), "channels=15 is not divisible by num_heads=2"),
@@ -128,3 +130,20 @@ def test_nnx_gives_the_numbers_of_linen_and_learns(tokens):
 def test_mistakes(shape, grid, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: FocusedLinearAttention(2).init(jax.random.key(0), jnp.zeros(shape), grid))
+
+
+def test_a_class_token_is_taken_where_the_attention_knows_what_to_do_with_it(tokens):
+    x = jnp.concatenate([tokens[:, :1], tokens], axis=1)
+    layer = LinearAttention("linear", 2)
+    assert jax.eval_shape(lambda: layer.init_with_output(jax.random.key(0), x, GRID, 1)[0]).shape == x.shape
+    with pytest.raises(ValueError, match=r"Focused takes no class token.*those that do: .*linear"):
+        jax.eval_shape(lambda: LinearAttention("focused", 2).init(jax.random.key(0), x, GRID, 1))
+    with pytest.raises(ValueError, match="give tokens"):
+        jax.eval_shape(lambda: layer.init(jax.random.key(0), tokens.reshape(2, *GRID, 16), prefix=1))
+
+
+def test_an_option_of_another_attention_and_an_unknown_name_are_refused():
+    with pytest.raises(ValueError, match="linear has no option focusing_factor; it has feature_map"):
+        LinearAttention("linear", 2, focusing_factor=3)
+    with pytest.raises(ValueError, match="attn_type='liner' is not a known attention; did you mean 'linear'"):
+        LinearAttention("liner", 2)

@@ -113,7 +113,7 @@ def test_the_release_names_are_understood():
     [
         ("flatten_swim_t", {}, "did you mean 'flatten_swin_t'"),
         ("flatten_pvt_t", {"drop_paths": 0.1}, "did you mean 'drop_path'"),
-        ("swin_t", {"kernel_size": 3}, "'kernel_size' has no effect on swin_t with attn_type='SSSS'"),
+        ("swin_t", {"kernel_size": 3}, "'kernel_size' has no effect on swin_t with attn_type='softmax'.*focused"),
         ("flatten_pvt_t", {"sr_ratios": (1, 1, 1, 1)}, "'sr_ratios' has no effect"),
         ("pvt_v2_b0", {"la_sr_ratios": "2222"}, "'la_sr_ratios' has no effect"),
         ("pvt_v2_b0", {"remat_policy": "products"}, "'remat_policy' has no effect on pvt_v2_b0 with remat=False"),
@@ -131,6 +131,12 @@ def test_the_release_names_are_understood():
         ("flatten_deit_t", {"image_size": 100}, "is not divisible by patch_size=16"),
         ("pvt_t", {"image_size": 64, "sr_ratios": (32, 4, 2, 1)}, "is smaller than sr_ratio=32"),
         ("flatten_deit_t", {"class_token": True}, "no class token"),
+        ("pvt_t", {"attn_type": "liner"}, "'liner' is not a known attention; did you mean 'linear'"),
+        ("pvt_t", {"attn_type": "linear,softmax"}, "names 2 attentions for 4 stages"),
+        ("pvt_t", {"attn_type": "linear*1,linear,linear,linear"}, "says 1 blocks for a stage of 2"),
+        ("pvt_t", {"attn_type": "linear*x+softmax"}, r"needs a number of blocks after '\*'"),
+        ("flatten_pvt_t", {"focusing_factor": (3, 4)}, r"focusing_factor=\(3, 4\) needs 4 entries"),
+        ("pvt_t", {"attn_type": "linear", "focusing_factor": 4}, "it is an option of focused"),
     ],
 )
 def test_a_wrong_option_is_refused_with_one_line(name, options, message):
@@ -141,4 +147,9 @@ def test_a_wrong_option_is_refused_with_one_line(name, options, message):
 
 def test_options_are_shown_with_their_defaults():
     options = model_options("flatten_cswin_b_384")
-    assert (options["attn_type"], options["image_size"], options["focusing_factor"]) == ("LLSS", (384, 384), 3)
+    assert (options["attn_type"], options["image_size"], options["focusing_factor"]) == (
+        "focused,focused,softmax,softmax",
+        (384, 384),
+        3,
+    )
+    assert "focusing_factor" not in model_options("flatten_pvt_t", "linear,linear,softmax,softmax")

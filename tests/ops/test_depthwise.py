@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatten_jax.attention import depthwise_conv
-from flatten_jax.ops.depthwise import DepthwiseConv, _gradients, _grouped_convolution
+from flatten_jax.ops.depthwise import DepthwiseConv, _gradients, _grouped_convolution, depthwise_conv
 from flatten_jax.training.sharding import make_mesh, over_data
 
 

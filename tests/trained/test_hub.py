@@ -1,5 +1,6 @@
 """Shared folders: written, loaded again, verified; the Hugging Face Hub, which is a stand-in here."""
 
+import dataclasses
 import json
 import sys
 from types import SimpleNamespace
@@ -9,15 +10,22 @@ import jax
 import numpy as np
 import pytest
 
+from flatten_jax.attention import attention_options, make_attention
 from flatten_jax.cli.main import main
 from flatten_jax.models import abstract_variables, create_model
+from flatten_jax.models.images import normalize
+from flatten_jax.models.registry import MODELS
 from flatten_jax.trained import hub
 from flatten_jax.trained.load import load_trained
+from flatten_jax.trained.predict import Predictor
+from flatten_jax.weights.load import load_weights
 
 from ..runs import write_run
+from ..toy import TOY, random_variables
 
 TINY = dict(image_size=16, patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=3)
 EVALUATION = {"eval/acc1": 87.5, "eval/acc5": 100.0, "eval/loss": 0.25, "eval/count": 40}
+SMALL_SWIN = dict(image_size=64, depths=(2, 2, 2, 2), embed_dim=12, num_heads=(1, 2, 2, 2), window_size=2)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -47,13 +55,13 @@ def card(folder):
 
 def test_a_shared_model_comes_back_with_all_that_is_known_of_it(shared, model, variables):
     loaded, found = hub.from_pretrained(shared)
-    assert loaded == model
+    assert hub.describe_model(loaded) == hub.describe_model(model)
     jax.tree.map(np.testing.assert_array_equal, found, variables)
     trained = load_trained(shared)
     assert trained.class_names == ("ant", "bee", "cicada")
     assert (trained.evaluation, trained.dataset) == (EVALUATION, "insects")
     assert json.loads((shared / "config.json").read_text())["model"] == "flatten_deit_t"
-    assert hub.from_pretrained(shared, dtype="bfloat16")[0] == model.clone(dtype=np.dtype("bfloat16"))
+    assert hub.from_pretrained(shared, dtype="bfloat16")[0] == loaded.clone(dtype=np.dtype("bfloat16"))
 
 
 def test_the_card_tells_the_evaluation_to_the_hub(shared, tmp_path, model, variables):
@@ -85,6 +93,23 @@ def test_what_is_there_is_not_overwritten(shared, model, variables, tmp_path):
         hub.save_pretrained(tmp_path / "new", model, variables, class_names=("a", "b"))
 
 
+def test_running_statistics_and_constants_are_shared(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "toy", TOY)
+    model = create_model("toy", num_classes=3)
+    variables = random_variables(model)
+    folder = hub.save_pretrained(tmp_path / "shared", model, variables)
+    loaded, found = hub.from_pretrained(folder)
+    assert found.keys() == {"params", "batch_stats", "constants"}
+    jax.tree.map(np.testing.assert_array_equal, found, variables)
+    assert loaded == model
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert f"- {parameters} parameters" in card(folder).text
+    [prediction] = Predictor.load(folder)([np.full((20, 20, 3), 90, np.uint8)])
+    image = normalize(np.full((1, 16, 16, 3), 90, np.uint8))
+    best = jax.nn.softmax(model.apply(variables, image)).max()
+    assert prediction.top[0].probability == pytest.approx(float(best), rel=1e-5)
+
+
 def test_weights_of_another_hash_are_refused(shared):
     said = json.loads((shared / "config.json").read_text())["sha256"]
     hub.from_pretrained(shared, sha256=said)
@@ -106,12 +131,51 @@ def test_weights_of_another_hash_are_refused(shared):
         ("flatten_pvt_v2_b0", {"image_size": 32, "depths": (1, 1, 1, 1)}),
         ("flatten_swin_b_384", {"image_size": 64, "depths": (1, 1, 1, 1), "attn_type": "LLSS"}),
         ("flatten_cswin_t", {"image_size": 32, "depths": (1, 1, 1, 1), "features_only": True}),
+        ("flatten_pvt_t", {"image_size": 32, "depths": (1, 1, 1, 1), "attn_type": "linear,inline,softmax,focused"}),
+        ("flatten_deit_t", {"image_size": 32, "depth": 2, "attn_type": "inline,linear"}),
     ],
 )
 def test_models_of_every_family_are_described_by_their_names_and_options(name, options):
     model = create_model(name, **options)
     found, settings = hub.describe_model(model)
-    assert create_model(found, **json.loads(json.dumps(settings))) == model
+    again = create_model(found, **json.loads(json.dumps(settings)))
+    own = {f.name for f in dataclasses.fields(model)} - {"attn_options", "parent", "name"}
+    assert {k: getattr(again, k) for k in own} == {k: getattr(model, k) for k in own}
+    assert attentions_of(again) == attentions_of(model)
+
+
+def attentions_of(model):
+    """Every block's attention and its options, as `make_attention` fills them in."""
+    return [
+        make_attention(name, 1, options=model.options_of(i, j))
+        for i, names in enumerate(model.attentions())
+        for j, name in enumerate(names)
+    ]
+
+
+def test_every_option_of_every_attention_is_written_out_and_none_taken_for_anothers():
+    """`feature_map` is an option of two attentions, with other defaults."""
+    model = create_model("flatten_swin_t", attn_type="linear,focused,inline,softmax", use_dwc=False, **SMALL_SWIN)
+    _, settings = hub.describe_model(model)
+    assert settings["feature_map"] == ("elu1", None, "identity", None)
+    of_focused = {**attention_options("focused"), "use_dwc": False}
+    assert {k: settings[k] for k in of_focused} == of_focused
+    in_turn = create_model("flatten_swin_t", attn_type="linear/inline", **SMALL_SWIN)
+    assert "feature_map" not in hub.describe_model(in_turn)[1], "no value is right for all blocks of a stage"
+    by_block = create_model("flatten_deit_t", attn_type="linear*2+inline", depth=3, image_size=32)
+    assert hub.describe_model(by_block)[1]["feature_map"] == ("elu1", "elu1", "identity")
+
+
+def test_weights_that_say_a_stages_default_fit_a_model_that_leaves_it(tmp_path):
+    options = {**TINY, "depth": 2, "attn_type": "linear,inline"}
+    model = create_model("flatten_deit_t", **options)
+    variables = random_variables(model)
+    folder = hub.save_pretrained(tmp_path / "shared", model, variables)
+    jax.tree.map(np.testing.assert_array_equal, load_weights(folder / "model.safetensors", model), variables)
+    with pytest.raises(ValueError, match=r"feature_map=\('elu1', 'identity'\) \(the model has \('elu1', 'relu'\)\)"):
+        load_weights(
+            folder / "model.safetensors", create_model("flatten_deit_t", feature_map=("elu1", "relu"), **options)
+        )
 
 
 def test_the_hub_is_asked_for_the_revision_and_checked(shared, model, variables, monkeypatch):
@@ -126,7 +190,7 @@ def test_the_hub_is_asked_for_the_revision_and_checked(shared, model, variables,
     for revision in ("v1", COMMIT, None):
         loaded, found = hub.from_pretrained("someone/insects", revision)
         assert asked[-1] == ("someone/insects", revision, files)
-    assert loaded == model
+    assert hub.describe_model(loaded) == hub.describe_model(model)
     jax.tree.map(np.testing.assert_array_equal, found, variables)
     assert load_trained("hf://someone/insects@v2").class_names == ("ant", "bee", "cicada")
     assert asked[-1] == ("someone/insects", "v2", files)

@@ -6,9 +6,11 @@ import pytest
 
 from flatten_jax.cli.main import main
 from flatten_jax.models import abstract_variables, create_model
+from flatten_jax.models.registry import MODELS
 from flatten_jax.trained.stablehlo import export_stablehlo
 
 from ..runs import write_run
+from ..toy import TOY, random_variables
 
 SMALL = {
     "deit": ("flatten_deit_t", dict(depth=1, embed_dim=12)),
@@ -37,6 +39,14 @@ def test_every_family_is_exported_for_any_batch_size(family, tmp_path):
     variables = jax.tree.map(
         lambda x: (0.2 * rng.standard_normal(x.shape)).astype(np.float32), abstract_variables(model)
     )
+    export_stablehlo(model, variables, tmp_path / "x.stablehlo")
+    check(tmp_path / "x.stablehlo", model, variables, [3])
+
+
+def test_running_statistics_and_constants_are_exported(tmp_path, monkeypatch):
+    monkeypatch.setitem(MODELS, "toy", TOY)
+    model = create_model("toy", num_classes=5)
+    variables = random_variables(model)
     export_stablehlo(model, variables, tmp_path / "x.stablehlo")
     check(tmp_path / "x.stablehlo", model, variables, [3])
 

@@ -17,7 +17,7 @@ POSITION = {"step": 1, "epoch": 0}
 def state_at(step, ema=True):
     params = {"body": {"kernel": jnp.arange(6.0).reshape(2, 3) + step}, "head": {"bias": jnp.full(4, 1.0 * step)}}
     average = jax.tree.map(lambda x: x + 0.5, params) if ema else None
-    return TrainState(jnp.int32(step), params, {"mu": params, "count": jnp.int32(step)}, average)
+    return TrainState(jnp.int32(step), params, {}, {"mu": params, "count": jnp.int32(step)}, average)
 
 
 def save(folder, accuracies, keep=2):
@@ -76,7 +76,7 @@ def save_run(folder, model, *, ema):
     params = model.init(jax.random.key(0), dummy_images(model))["params"]
     average = jax.tree.map(lambda x: x + 0.5, params) if ema else None
     checkpoints = Checkpoints(folder / "checkpoints")
-    checkpoints.save(TrainState(jnp.int32(2), params, {"mu": params}, average), POSITION, None)
+    checkpoints.save(TrainState(jnp.int32(2), params, {}, {"mu": params}, average), POSITION, None)
     checkpoints.close()
     return params, average
 
@@ -85,7 +85,7 @@ def save_run(folder, model, *, ema):
 def test_weights_of_a_run_are_its_moving_average_if_it_has_one(tmp_path, model, ema):
     params, average = save_run(tmp_path, model, ema=ema)
     weights, said = load_weights(tmp_path, model)
-    jax.tree.map(np.testing.assert_array_equal, weights, average if ema else params)
+    jax.tree.map(np.testing.assert_array_equal, weights, {"params": average if ema else params})
     assert f"{tmp_path}/checkpoints/2" in said
     assert f"matched {len(jax.tree.leaves(params))}" in said
 
@@ -102,15 +102,15 @@ def test_new_head_only_when_asked(tmp_path, model):
     with pytest.raises(ValueError, match=r"head/bias: \(4,\) given, \(9,\) expected.*"):
         load_weights(tmp_path, other)
     weights, said = load_weights(tmp_path, other, new_head=True)
-    assert weights["head"]["kernel"].shape == (8, 9)
-    jax.tree.map(np.testing.assert_array_equal, weights["blocks_0"], params["blocks_0"])
+    assert weights["params"]["head"]["kernel"].shape == (8, 9)
+    jax.tree.map(np.testing.assert_array_equal, weights["params"]["blocks_0"], params["blocks_0"])
     assert "made new 2: " in said
 
 
 def test_saved_weights_alone_can_be_loaded(tmp_path, model):
-    params = model.init(jax.random.key(0), dummy_images(model))["params"]
-    save_weights(tmp_path, params)
-    jax.tree.map(np.testing.assert_array_equal, load_weights(tmp_path, model)[0], params)
+    variables = model.init(jax.random.key(0), dummy_images(model))
+    save_weights(tmp_path, variables)
+    jax.tree.map(np.testing.assert_array_equal, load_weights(tmp_path, model)[0], variables)
 
 
 def test_weights_of_a_run_of_another_rectangle_are_resampled_from_its_grid(tmp_path):
@@ -122,8 +122,8 @@ def test_weights_of_a_run_of_another_rectangle_are_resampled_from_its_grid(tmp_p
     (tmp_path / "config.json").write_text(json.dumps(config))
     weights, said = load_weights(tmp_path, create_model("flatten_deit_t", image_size=(32, 128), **options))
     assert "resampled 2" in said
-    encoding = load_weights(tmp_path, wide)[0]["pos_embed"]
-    middle = weights["pos_embed"].reshape(4, 16, 8)[1:3].mean(0)
+    encoding = load_weights(tmp_path, wide)[0]["params"]["pos_embed"]
+    middle = weights["params"]["pos_embed"].reshape(4, 16, 8)[1:3].mean(0)
     np.testing.assert_allclose(middle.mean(), encoding.mean(), atol=0.01)
 
 

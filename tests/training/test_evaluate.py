@@ -7,6 +7,7 @@ import pytest
 
 from flatten_jax.training.evaluate import evaluate, make_eval_step
 from flatten_jax.training.sharding import make_mesh, put_batch
+from flatten_jax.training.tasks import Classify
 
 
 class FirstRow(nn.Module):
@@ -25,7 +26,8 @@ def result_of(logits, labels, mask=None, expected=None):
     mask = np.ones(8, bool) if mask is None else mask
     batch = put_batch({"image": images, "label": np.asarray(labels, np.int32), "mask": mask}, mesh)
     expected = int(mask.sum()) if expected is None else expected
-    return evaluate(make_eval_step(FirstRow(), mesh), {}, [batch], expected)
+    task = Classify(FirstRow())
+    return evaluate(task, make_eval_step(task, mesh), {}, [batch], expected)
 
 
 LOGITS = np.tile(np.arange(10, dtype=np.uint8) * 20, (8, 1))  # class 9 is first, 8 second, ...
@@ -60,7 +62,8 @@ def test_nan_logits_are_not_right():
 
     mesh = make_mesh()
     batch = {"image": np.zeros((8, 1, 1, 3), np.uint8), "label": np.zeros(8, np.int32), "mask": np.ones(8, bool)}
-    assert evaluate(make_eval_step(Broken(), mesh), {}, [put_batch(batch, mesh)], 8)["acc1"] == 0
+    task = Classify(Broken())
+    assert evaluate(task, make_eval_step(task, mesh), {}, [put_batch(batch, mesh)], 8)["acc1"] == 0
 
 
 def test_another_count_than_the_sets_is_an_error():

@@ -21,7 +21,7 @@ def state_at(step, ema=True, size=128):
     kernel = jnp.asarray(np.random.default_rng(step).normal(size=(size, 96)), jnp.float32)
     params = {"body": {"kernel": kernel}, "head": {"bias": jnp.full(4, 1.0 * step)}}
     opt_state, average = {"mu": jax.tree.map(jnp.negative, params)}, jax.tree.map(jnp.square, params)
-    return TrainState(jnp.int32(step), params, opt_state, average if ema else None)
+    return TrainState(jnp.int32(step), params, {}, opt_state, average if ema else None)
 
 
 def abstract(state):

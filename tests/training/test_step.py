@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from flatten_jax.models import create_model
 from flatten_jax.training import sharding
-from flatten_jax.training.optimizer import make_optimizer, make_schedule
+from flatten_jax.training.setup import model_of, training_of
 from flatten_jax.training.sharding import by_size, check_divisible, make_mesh, put_batch, to_host
 from flatten_jax.training.step import abstract_state, init_state, make_train_step
 
@@ -23,12 +23,10 @@ BATCH = {
 
 
 def run_steps(config, devices, steps=3, fsdp=1):
-    model = create_model(**{k: v for k, v in config.model.items() if v is not None})
+    config.train.batch_size = len(BATCH["label"])
     mesh = make_mesh(jax.devices()[:devices], fsdp=fsdp)
-    schedule = make_schedule(config.optimizer, batch_size=16, warmup_steps=0, total_steps=10)
-    optimizer = make_optimizer(config.optimizer, schedule, model.no_weight_decay)
-    state = init_state(model, optimizer, config.seed, config.train.ema_decay > 0, mesh)
-    step = make_train_step(model, optimizer, schedule, config, mesh)
+    training = training_of(config, model_of(config), mesh, steps_per_epoch=5)
+    state, step = init_state(training), make_train_step(training)
     states, losses = [to_host(state)], []
     for _ in range(steps):
         state, metrics = step(state, put_batch(BATCH, mesh))
@@ -80,9 +78,10 @@ def test_what_is_sharded_goes_by_size_along_the_longest_axis_that_divides():
 
 
 def test_a_sharded_state_takes_its_share_of_the_memory():
+    config = tiny()
+    config.train.ema_decay = 0.9
     model = create_model("flatten_deit_t", depth=2)
-    optimizer = make_optimizer(tiny().optimizer, lambda step: 1e-3, ())
-    states = [abstract_state(model, optimizer, 0, True, make_mesh(fsdp=fsdp)) for fsdp in (1, 8)]
+    states = [abstract_state(training_of(config, model, make_mesh(fsdp=fsdp), 1)) for fsdp in (1, 8)]
     elements = [sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state)) for state in states]
     assert elements[1] < 0.15 * elements[0]
 

@@ -1,0 +1,106 @@
+"""Commands that measure: `plan` what training will need elsewhere, `bench` what this machine does."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_plan(commands: Any) -> None:
+    command = commands.add_parser(
+        "plan",
+        help="compile training steps for TPUs or GPUs that are not there: memory, operations, collectives",
+        epilog="Further arguments override the configs: --config.train.batch_size=256 --config.model.dtype=bfloat16",
+    )
+    command.add_argument("--config", nargs="+", required=True, metavar="FILE", help="one or more, configs/x.py")
+    topologies = "v5e:4x8, v4:2x2x2, ... (jax[tpu]), h100:8, a100:8, ... (jax[cuda13]), or cpu:8"
+    command.add_argument("--topology", nargs="+", required=True, help=topologies)
+    command.add_argument("--quick", action="store_true", help="memory only; on TPUs in a tenth of the time")
+    command.set_defaults(run=plan, takes_overrides=True)
+
+
+def plan(args: argparse.Namespace) -> None:
+    # The compilers need no TPU or GPU: they must not look for one, say that it is missing, or keep others waiting.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    virtual = [int(t[4:]) for t in args.topology if t.startswith("cpu:") and t[4:].isdecimal()]
+    jax.config.update("jax_num_cpu_devices", max(virtual, default=1))
+    from flatten_jax.bench import plan
+
+    print(plan.HEADER)
+    for path in args.config:
+        for topology in args.topology:
+            config = _load_config(path, args.overrides)
+            try:
+                print(plan.row(config, plan.plan(config, topology, args.quick)), flush=True)
+            except ValueError as error:
+                if len(args.config) * len(args.topology) == 1:
+                    raise
+                print(f"| {config.model.name} | {topology}: {error} |", flush=True)
+    print(
+        "\nPer chip and step. TFLOP counts 2 for a multiply-add; cycles are the compiler's own estimate, not a timing."
+    )
+
+
+def _load_config(path: str, overrides: list[str]) -> Any:
+    """A config file with --config.x.y=value overrides, as main.py reads them."""
+    from absl import flags
+    from ml_collections import config_flags
+
+    values, argv = flags.FlagValues(), ["plan", f"--config={path}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    sys.path.insert(0, str(Path.cwd()))  # configs import each other from the folder that main.py stands in
+    try:
+        unknown = values(argv)[1:]
+    except (AttributeError, TypeError, flags.Error) as error:
+        raise ValueError(f"in an override: {error}") from error
+    if unknown:
+        raise ValueError(f"unexpected arguments {unknown}; overrides are written --config.x.y=value")
+    return values.config
+
+
+def add_bench(commands: Any) -> None:
+    command = commands.add_parser("bench", help="measure speed, memory and compile time on this machine")
+    kinds = ("all", "inference", "training", "attention", "memory", "input", "compile")
+    command.add_argument("kinds", nargs="+", choices=kinds, metavar="KIND", help=", ".join(kinds))
+    command.add_argument("--models", nargs="+", help="names (default: a FLatten model of each family)")
+    command.add_argument("--batch", type=int, nargs="+", help="of inference (default 1 16)")
+    command.add_argument("--train-batch", type=int, nargs="+", help="of training (default 8)")
+    command.add_argument("--tokens", type=int, nargs="+", metavar="N", help="of attention (default 196 ... 16384)")
+    command.add_argument("--attention-batch", type=int, help="of attention (default 1)")
+    command.add_argument("--memory-limit", type=float, metavar="GIB", help="of attention (default: 60 %% of the free)")
+    command.add_argument("--image-size", type=int, help="of the models, where it is not their own")
+    command.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on the CPU, else bfloat16")
+    command.add_argument("--rounds", type=int, help="measurements of each timing (default 7)")
+    command.add_argument("--output", metavar="FOLDER", help="to write bench.json and attention.png into")
+    command.add_argument("--overwrite", action="store_true", help="replace them if they are there")
+    command.set_defaults(run=bench)
+
+
+def bench(args: argparse.Namespace) -> None:
+    from flatten_jax import runtime
+    from flatten_jax.bench import report, run
+
+    runtime.device_per_core()
+    runtime.keep_freed_memory()
+    names = ("models", "batch", "train_batch", "tokens", "attention_batch", "memory_limit", "dtype", "rounds")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    options = () if args.image_size is None else (("image_size", args.image_size),)
+    settings = run.Settings(**given, options=options)
+    folder = Path(args.output) if args.output else None
+    if folder:
+        run.check_free(folder, args.overwrite)
+    kinds = list(run.KINDS) if "all" in args.kinds else list(dict.fromkeys(args.kinds))
+    results, written = [], []
+    for result in run.run(kinds, settings, lambda line: print(line, file=sys.stderr, flush=True)):
+        results.append(result)
+        print(report.table(result), flush=True)
+        if folder:  # after every kind, so that what fails later takes nothing with it
+            written = run.write(results, folder, overwrite=True)
+    for path in written:
+        print(f"written: {path}")

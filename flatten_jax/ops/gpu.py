@@ -1,0 +1,12 @@
+"""What XLA does badly on NVIDIA GPUs, done another way there."""
+
+import jax
+
+
+def not_shared(x: jax.Array) -> jax.Array:
+    """x, of which XLA takes nothing over from elsewhere on NVIDIA GPUs.
+
+    For the backward pass of what is one kernel in the forward: norms that both compute would be computed once, which
+    tears that kernel apart, and what is normalised would be kept, in float32.
+    """
+    return jax.lax.platform_dependent(x, cuda=jax.lax.optimization_barrier, default=lambda x: x)

@@ -1,0 +1,105 @@
+"""What training optimises and evaluation counts; a class for each task, of which there is one."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from flatten_jax.models.images import normalize
+from flatten_jax.training import preprocess
+from flatten_jax.training.sharding import over_data
+
+# Collections that a model changes while it is trained. All others but "params" stay as they were drawn.
+STATISTICS = ("batch_stats",)
+
+Variables = dict[str, Any]
+Batch = dict[str, jax.Array]
+Sums = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Classification of pictures: cross-entropy with soft targets in training, top-1 and top-5 in evaluation.
+
+    The training step, the evaluation and the loop know of a task only what is public here: another task is another
+    class with the same members.
+
+    Attributes:
+        model: gives logits (B, num_classes).
+        label_smoothing, erase_prob, mixing: see `preprocess`.
+    """
+
+    best: ClassVar[str] = "acc1"  # what the best checkpoint has most of
+
+    model: nn.Module
+    label_smoothing: float = 0.0
+    erase_prob: float = 0.0
+    mixing: preprocess.Mixing = preprocess.NO_MIXING
+
+    def abstract_batch(self, size: int, mesh: Mesh, *, masked: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+        """What a batch looks like: image uint8 (B, height, width, 3), label int32 (B,), of evaluation mask bool (B,).
+
+        Its leading axis is split over the devices.
+        """
+        kinds = {"image": ((*self.model.image_size, 3), np.uint8), "label": ((), np.int32)}
+        kinds |= {"mask": ((), np.bool_)} if masked else {}
+        return {
+            name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=over_data(mesh))
+            for name, (shape, dtype) in kinds.items()
+        }
+
+    def inputs(self, batch: Batch, erase_key: jax.Array, mix_key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What `loss` takes of a whole batch: images, normalised and augmented, and targets (B, num_classes)."""
+        images = normalize(batch["image"])
+        targets = preprocess.soft_targets(batch["label"], self.model.num_classes, self.label_smoothing)
+        if self.erase_prob:
+            images = preprocess.random_erase(erase_key, images, self.erase_prob)
+        if self.mixing.mixup or self.mixing.cutmix:
+            images, targets = preprocess.mix(mix_key, images, targets, self.mixing)
+        return images, targets
+
+    def loss(
+        self, variables: Variables, inputs: tuple[jax.Array, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, Variables]:
+        """(mean over the inputs, new statistics: the collections of STATISTICS that the model has)."""
+        images, targets = inputs
+        mutable = [name for name in STATISTICS if name in variables]
+        logits, changed = self.model.apply(variables, images, train=True, rngs={"dropout": key}, mutable=mutable)
+        return optax.softmax_cross_entropy(logits, targets).mean(), changed
+
+    def zero_sums(self) -> Sums:
+        """Where the sums of an evaluation start."""
+        return {name: np.zeros((), np.float32) for name in ("loss", "acc1", "acc5", "count")}
+
+    def sums(self, variables: Variables, batch: Batch) -> Sums:
+        """Of a batch without its padding: of the loss, of top-1 and top-5 hits, and of images."""
+        logits, label = self.model.apply(variables, normalize(batch["image"])), batch["label"]
+        # Among equal logits, or NaN, the label counts as the last: a broken network is not right about anything.
+        own = jnp.take_along_axis(logits, label[:, None], axis=1)
+        rank = (~(logits < own)).sum(axis=1) - 1
+        values = {
+            "loss": optax.softmax_cross_entropy_with_integer_labels(logits, label),
+            "acc1": (rank < 1).astype(jnp.float32),
+            "acc5": (rank < 5).astype(jnp.float32),
+            "count": jnp.ones(label.shape, jnp.float32),
+        }
+        return {name: jnp.where(batch["mask"], value, 0).sum() for name, value in values.items()}
+
+    def summary(self, sums: Sums) -> dict[str, float]:
+        """Means of sums over a whole set: loss, and acc1 and acc5 in percent."""
+        percent = {"loss": 1.0, "acc1": 100.0, "acc5": 100.0}
+        return {name: factor * float(sums[name]) / round(float(sums["count"])) for name, factor in percent.items()}
+
+    def words(self, result: dict[str, float]) -> str:
+        """An evaluation {"eval/acc1": ...} for people."""
+        text = (
+            f"top-1 {result['eval/acc1']:.2f} %, top-5 {result['eval/acc5']:.2f} %, loss {result['eval/loss']:.4f} "
+            f"on {result['eval/count']} images"
+        )
+        raw = result.get("eval_raw/acc1")
+        return text if raw is None else f"{text} (without averaging: top-1 {raw:.2f} %)"

@@ -1,0 +1,31 @@
+"""`flatten-jax plan`. Tests of `bench` are beside those of what it calls."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flatten_jax.cli import measure
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_plan_compiles_the_real_step_for_virtual_devices():
+    command = [sys.executable, "-m", "flatten_jax.cli.main", "plan", "--config", "configs/flatten_deit_t.py:smoke"]
+    command += ["--topology", "cpu:2", "--config.model.depth=1", "--config.mesh.fsdp=2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    cells = done.stdout.splitlines()[2].split(" | ")
+    assert cells[:6] == ["| flatten_deit_t", "float32", "cpu:2", "2", "16", "8"]
+    assert "all-gather" in cells[-2]
+
+
+def test_overrides_of_a_config_are_read_and_a_typo_is_refused(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    overrides = ["--config.model.depth=1", "--config.model.attn_type=linear"]
+    config = measure._load_config("configs/published.py:flatten_deit_t,smoke", overrides)
+    assert (config.model.depth, config.model.attn_type, config.train.batch_size) == (1, "linear", 16)
+    with pytest.raises(ValueError, match=r'in an override.*Did you mean "depth"'):
+        measure._load_config("configs/flatten_deit_t.py:smoke", ["--config.model.dept=1"])
