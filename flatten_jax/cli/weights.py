@@ -14,7 +14,7 @@ def add_convert(commands: Any) -> None:
     add_model_arguments(command)
     command.add_argument("--new-head", action="store_true", help="make a new classifier instead of loading it")
     command.add_argument(
-        "--new-attention", action="store_true", help="make new what another attention than the file's needs"
+        "--new-attention", metavar="NAME", help="inherit all but the attention, which is this one, made new (attn_type)"
     )
     command.add_argument("--to-orbax", action="store_true", help="write a checkpoint folder for main.py as well")
     command.set_defaults(run=convert)
@@ -25,8 +25,9 @@ def convert(args: argparse.Namespace) -> None:
 
     target = Path(args.target)
     file = target / "weights.safetensors" if args.to_orbax else target
-    new = dict(new_head=args.new_head, new_attention=args.new_attention)
-    options = dict(ema=args.ema, overwrite=args.overwrite, **new, **model_options(args))
+    options = dict(ema=args.ema, new_head=args.new_head, overwrite=args.overwrite, **model_options(args))
+    if args.new_attention:
+        options |= dict(attn_type=args.new_attention, new_attention=True)
     print(files.convert_file(args.source, file, args.model, **options))
     print(f"written: {file}")
     if args.to_orbax:
