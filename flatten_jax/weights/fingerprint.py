@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flatten_jax.attention import ATTENTIONS, Attention, attention_options, pattern
 from flatten_jax.hosts import QKVAttention
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.weights.layout import Row, is_buffer, layout, torch_modules
+from flatten_jax.weights.layout import Row, entries, is_buffer, layout, torch_modules
 from flatten_jax.weights.match import Shape
 from flatten_jax.weights.streams import is_group
 
@@ -123,30 +123,30 @@ def attentions_in(model: Backbone, given: Mapping[str, Shape]) -> list[tuple[Fou
     stages = []
     for i, blocks in enumerate(blocks_in(model, given)):
         found = []
-        for j, entries in enumerate(blocks.values()):
+        for j, block in enumerate(blocks.values()):
             preferred = own[i][j] if j < len(own[i]) else own[i][-1]
-            key = i, preferred, frozenset(entries.items())
+            key = i, preferred, frozenset(block.items())
             if key not in known:
-                known[key] = _attention(model, i, min(j, len(own[i]) - 1), entries, preferred)
+                known[key] = _attention(model, i, min(j, len(own[i]) - 1), block, preferred)
             found.append(known[key])
         stages.append(tuple(found))
     return stages
 
 
-def _attention(model: Backbone, i: int, j: int, entries: Mapping[str, Shape], preferred: str) -> Found | None:
+def _attention(model: Backbone, i: int, j: int, block: Mapping[str, Shape], preferred: str) -> Found | None:
     """The attention of a block (i, j) with these entries."""
     host, same_names = _of_host(model, i, j), None
     of_model = model.options_of(i, j)
     for name, changed in _choices(preferred, of_model):
         options = {**of_model, **changed}
-        if not _may_be(name, options, entries, host, getattr(model, "class_token", False)):
+        if not _may_be(name, options, block, host, getattr(model, "class_token", False)):
             continue
         try:
             expected = template(model, name, options).blocks[i][1]
         except ValueError:  # the model does not take it
             continue
-        if expected.keys() == {entry for entry in entries if not is_buffer(entry, expected)}:
-            if name == preferred or all(shape == entries[entry] for entry, (shape, _) in expected.items()):
+        if expected.keys() == {entry for entry in block if not is_buffer(entry, expected)}:
+            if name == preferred or all(shape == block[entry] for entry, (shape, _) in expected.items()):
                 return Found(name, changed)
             same_names = same_names or Found(name, changed)
     return same_names
@@ -169,10 +169,10 @@ def _of_host(model: Backbone, i: int, j: int) -> set[str]:
     with contextlib.suppress(ValueError):
         templates.append(template(model, "softmax", {}))
     blocks = [t.blocks[i][1].items() for t in templates]
-    return {name for entries in blocks for name, (_, row) in entries if not (row.own or row.letters)}
+    return {name for block in blocks for name, (_, row) in block if not (row.own or row.letters)}
 
 
-def _may_be(name: str, options: Mapping[str, Any], entries: Iterable[str], host: set[str], prefix: bool) -> bool:
+def _may_be(name: str, options: Mapping[str, Any], block: Iterable[str], host: set[str], prefix: bool) -> bool:
     """Whether a block can have an attention, judged by the attention's names alone: quicker than its `template`."""
     cls = ATTENTIONS[name]
     rows = _alone(cls, name, nn.FrozenDict(_own(name, options)), int(prefix))
@@ -183,10 +183,10 @@ def _may_be(name: str, options: Mapping[str, Any], entries: Iterable[str], host:
     def among(entry: str, names: set[str]) -> bool:
         return any(entry == name or entry.endswith(f".{name}") for name in names)
 
-    if not all(any(among(entry, {name}) for entry in entries) for name in of_attention):
+    if not all(any(among(entry, {name}) for entry in block) for name in of_attention):
         return False
-    known = host | {entry for entry in entries if is_buffer(entry)}
-    rest = {entry for entry in entries if entry not in known and not among(entry, of_attention)}
+    known = host | {entry for entry in block if is_buffer(entry)}
+    rest = {entry for entry in block if entry not in known and not among(entry, of_attention)}
     groups = {entry.split(".")[-2] for entry in rest if not among(entry, of_streams)}
     return all(is_group(group, cls.streams) for group in groups)
 
@@ -203,30 +203,33 @@ def _alone(cls: type[Attention], name: str, options: Mapping[str, Any], prefix: 
 
 
 def lookalikes(model: Backbone, i: int, j: int) -> list[str]:
-    """Other attentions that have the same names in block j of stage i, where its own has no parameters."""
-    expected = template_of(model, i, j).blocks[i][1]
-    if any(row.own for _, row in expected.values()):
-        return []
-    same: dict[Any, bool] = {}  # attentions without parameters that declare the same are traced once
+    """Other attentions with the same names and shapes as the one in block j of stage i, as all without parameters."""
+    own, prefix = model.attentions()[i][j], int(getattr(model, "class_token", False))
+    expected = _shapes(template_of(model, i, j).blocks[i][1])
+    alone = {name: _alone(cls, name, nn.FrozenDict(), prefix) for name, cls in ATTENTIONS.items()}
+    same: dict[bool, bool] = {}  # what is alike by itself differs by its host at most, which asks whether it has scores
     found = []
     for name, cls in ATTENTIONS.items():
-        rows = _alone(cls, name, nn.FrozenDict(), int(getattr(model, "class_token", False)))
-        if rows is None or any(row.own for row in rows):
+        if name == own or None in (alone[name], alone[own]) or entries(alone[name]) != entries(alone[own]):
             continue
-        declared = cls.streams, cls.stream_bias, cls.takes_bias, tuple(sorted(cls.original.items()))
-        if declared not in same:
+        if cls.takes_bias not in same:
             with contextlib.suppress(ValueError):
-                same[declared] = template(model, name, {}).blocks[i][1].keys() == expected.keys()
-        if same.get(declared):
+                same[cls.takes_bias] = _shapes(template(model, name, {}).blocks[i][1]) == expected
+        if same.get(cls.takes_bias):
             found.append(name)
-    return [name for name in found if name != model.attentions()[i][j]]
+    return found
+
+
+def _shapes(of_block: Entries) -> dict[str, Shape]:
+    return {name: shape for name, (shape, _) in of_block.items()}
 
 
 def pattern_of(attentions: Sequence[Sequence[str]]) -> str:
     """`attn_type` of the attentions of each stage's blocks: the inverse of `attention.pattern`."""
     stages, depths = [_stage_of(names) for names in attentions], [len(names) for names in attentions]
-    # One entry for all, where one is enough: of alternating attentions a shallow stage shows less than a deep one.
-    return next((entry for entry in stages if pattern(entry, depths) == list(attentions)), ",".join(stages))
+    # Of attentions in turn, a shallow stage may show less than a deep one.
+    whole = [entry for entry in stages if "/" in entry and pattern(entry, depths) == list(attentions)]
+    return stages[0] if len(set(stages)) == 1 else whole[0] if whole else ",".join(stages)
 
 
 def _stage_of(names: Sequence[str]) -> str:

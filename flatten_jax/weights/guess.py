@@ -45,10 +45,10 @@ def guess_model(state_dict: Mapping[str, np.ndarray]) -> tuple[str, dict[str, An
 def guess(state_dict: Mapping[str, np.ndarray]) -> Guess:
     """The model that has exactly these names and shapes.
 
-    Where several do, the one that needs the fewest options. The attentions are known by the names of their parameters;
-    those without any cannot be told apart, and the model's own, or else softmax, is taken. Of the options num_classes
-    and image_size are found, windows, and numbers and switches of the attentions. What leaves no trace in a shape, such
-    as the focusing factor, stays at its default.
+    Where several do, the one that needs the fewest options. The attentions are known by the names of their parameters.
+    Where these are the same, as of all that have none, the model's own or else softmax is taken, and a note says so. Of
+    the options num_classes and image_size are found, windows, and numbers and switches of the attentions. What leaves
+    no trace in a shape, such as the focusing factor, stays at its default.
 
     Args:
         state_dict: PyTorch's name -> array, or anything that has a shape.
@@ -289,7 +289,7 @@ def _notes(model: Backbone) -> tuple[str, ...]:
             others = lookalikes(model, i, names.index(name))
             open_[name] = [other for other in open_.get(name, others) if other in others]
     return tuple(
-        f"{name} has no parameters of its own: these weights may as well be of {', '.join(others)} (attn_type)"
+        f"{name} is taken for attention, and others have the same names and shapes: {', '.join(others)} (attn_type)"
         for name, others in sorted(open_.items())
         if others
     )

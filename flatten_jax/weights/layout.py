@@ -207,9 +207,8 @@ def torch_modules(path: Iterable[str]) -> str:
 
 
 def _join(modules: Iterable[str], leaf: str) -> str:
-    return ".".join(
-        [*(re.sub(r"_(\d+)(?=_|$)", r".\1", module).replace("._", ".").replace("_.", "_") for module in modules), leaf]
-    )
+    """Items of lists, `a_0`, have a point in PyTorch; where an original's own name is `a_0`, ours is `a__0`."""
+    return ".".join([*(re.sub(r"(?<!_)_(\d+)(?=_|$)", r".\1", m).replace("__", "_") for m in modules), leaf])
 
 
 def is_buffer(name: str, wanted: Container[str] = ()) -> bool:

@@ -88,7 +88,7 @@ def test_attentions_and_their_options_are_recognised_by_names_and_shapes(name, o
 def test_attentions_without_parameters_are_the_models_own_or_softmax_and_it_is_said():
     name, options, (note,) = guess(shapes("flatten_deit_t", attn_type="focused*3+linear"))
     assert (name, options) == ("flatten_deit_t", dict(attn_type="focused*3+softmax"))
-    assert "softmax has no parameters of its own: these weights may as well be of " in note
+    assert "softmax is taken for attention, and others have the same names and shapes: " in note
     assert "linear" in note
     # Neither where an attention has some, nor where the model's own softmax is told by its table of biases.
     assert guess(shapes("flatten_swin_t")).notes == ()
