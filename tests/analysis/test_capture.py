@@ -62,6 +62,7 @@ def test_layers_are_named_in_order(layers):
         (1, "stage2_0/attns_1", "softmax"),
         (2, "stage3_0/attns_0", "softmax"),
     ]
+    assert all(x.call.local is not None for x in layers("cswin_stripes"))  # LePE
 
 
 def test_places_follow_padding_and_shift(layers):

@@ -84,6 +84,13 @@ def test_without_values_there_is_the_influence_of_tokens(others):
         layer.effective(0, 0)
 
 
+def test_tokens_are_not_reduced_where_keys_are(others):
+    options = dict(depths=(1,), num_heads=(2,), embed_dims=(8,), mlp_ratios=(1,), la_sr_ratios="2")
+    (layer,) = captured("flatten_pvt_t", 1, image_size=16, attn_type="_Own", **options)
+    assert layer.places.grid == (4, 4) and layer.call.site.keys == (2, 2)
+    assert layer.places.on_picture(layer.influence(5), 0).shape == (1, 4, 4)
+
+
 @pytest.fixture(scope="module")
 def layers():
     """Softmax, then focused attention."""
