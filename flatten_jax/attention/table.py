@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flatten_jax.attention.care import Care
 from flatten_jax.attention.circulant import Circulant
 from flatten_jax.attention.contract import Attention, Origin
+from flatten_jax.attention.cvt import CvT
 from flatten_jax.attention.focused import Focused
 from flatten_jax.attention.gla import GLA
 from flatten_jax.attention.gnconv import GnConv
@@ -19,13 +20,16 @@ from flatten_jax.attention.inline import InLine
 from flatten_jax.attention.kernel_rpe import KernelRPE
 from flatten_jax.attention.linear import Linear
 from flatten_jax.attention.mhla import MHLA
+from flatten_jax.attention.ms2d import MS2D
 from flatten_jax.attention.softmax import Softmax
+from flatten_jax.attention.sret import SReT
 from flatten_jax.attention.ttt import T5, TTT
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 ATTENTIONS: dict[str, type[Attention]] = {
     "care": Care,
     "circulant": Circulant,
+    "cvt": CvT,
     "focused": Focused,
     "gla": GLA,
     "gnconv": GnConv,
@@ -34,7 +38,9 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "kernel_rpe": KernelRPE,
     "linear": Linear,
     "mhla": MHLA,
+    "ms2d": MS2D,
     "softmax": Softmax,
+    "sret": SReT,
     "t5": T5,
     "ttt": TTT,
 }
