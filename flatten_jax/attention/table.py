@@ -13,6 +13,7 @@ from flatten_jax.attention.care import Care
 from flatten_jax.attention.circulant import Circulant
 from flatten_jax.attention.contract import Attention, Origin
 from flatten_jax.attention.cosformer import CosFormer
+from flatten_jax.attention.cvt import CvT
 from flatten_jax.attention.efficient import Efficient
 from flatten_jax.attention.flow import Flow
 from flatten_jax.attention.focused import Focused
@@ -30,6 +31,7 @@ from flatten_jax.attention.linformer import Linformer
 from flatten_jax.attention.litemla import LiteMLA
 from flatten_jax.attention.mhla import MHLA
 from flatten_jax.attention.mlla import MLLA, MLLACore
+from flatten_jax.attention.ms2d import MS2D
 from flatten_jax.attention.nystrom import Nystrom
 from flatten_jax.attention.performer import Performer
 from flatten_jax.attention.polaformer import PolaFormer
@@ -37,6 +39,7 @@ from flatten_jax.attention.rala import MALA, RALA
 from flatten_jax.attention.skipat import SkipAt
 from flatten_jax.attention.soft import SOFT, SOFTPlusPlus
 from flatten_jax.attention.softmax import Softmax
+from flatten_jax.attention.sret import SReT
 from flatten_jax.attention.taylor import Taylor
 from flatten_jax.attention.taylorshift import TaylorShift
 from flatten_jax.attention.transnormer import TransNormer, TransNormerDiag, TransNormerV2
@@ -50,6 +53,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "care": Care,
     "circulant": Circulant,
     "cosformer": CosFormer,
+    "cvt": CvT,
     "efficient": Efficient,
     "flow": Flow,
     "focused": Focused,
@@ -69,6 +73,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "mhla": MHLA,
     "mlla": MLLA,
     "mlla_core": MLLACore,
+    "ms2d": MS2D,
     "nystrom": Nystrom,
     "performer": Performer,
     "polaformer": PolaFormer,
@@ -77,6 +82,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "soft": SOFT,
     "softmax": Softmax,
     "softpp": SOFTPlusPlus,
+    "sret": SReT,
     "t5": T5,
     "taylor": Taylor,
     "taylorshift": TaylorShift,

@@ -1,0 +1,78 @@
+"""Attention with convolutional projections, of CvT (Wu et al., ICCV 2021, arXiv 2103.15808)."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flatten_jax.attention.contract import Attention, Origin, Site, heads, on_grid
+from flatten_jax.attention.core import wide
+from flatten_jax.ops.batch_norm import BatchNorm
+from flatten_jax.ops.dense import Dense
+from flatten_jax.ops.depthwise import depthwise_conv
+from flatten_jax.ops.initializers import torch_conv_kernel
+
+
+class CvT(Attention):
+    """Softmax attention, whose q, k, v are linear in a 3 x 3 depthwise convolution of x, batch-normed.
+
+    Keys and values have a grid `stride_kv` times coarser. Class tokens pass by the convolutions. Scores are divided by
+    the root of C, not of the head's width, as in the official code. Layers: `conv_proj_q.conv`, `conv_proj_q.bn`,
+    `proj_q` (likewise k, v), `proj`.
+
+    Attributes:
+        stride_kv: stride of the convolutions of keys and values.
+    """
+
+    origin: ClassVar[Origin] = Origin(
+        paper="Wu et al., ICCV 2021",
+        arxiv="2103.15808",
+        code="microsoft/CvT",
+        licence="MIT",
+        formula="softmax(q k^T / sqrt(C)) v, q, k, v = bn(dwconv3x3(x)) W",
+    )
+    streams: ClassVar[str] = ""
+    takes_reduced: ClassVar[bool] = False
+
+    stride_kv: int = 2
+
+    @nn.compact
+    def __call__(self, x: jax.Array, site: Site) -> jax.Array:
+        if self.stride_kv < 1:
+            raise ValueError(f"stride_kv={self.stride_kv} must be at least 1")
+        channels = x.shape[2]
+        (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
+
+        def projected(letter: str, stride: int) -> jax.Array:
+            conv = ConvProjection(stride, self.dtype, name=f"conv_proj_{letter}")
+            y = conv(on_grid(x, site), site.train).reshape(x.shape[0], -1, channels)
+            y = jnp.concatenate([x[:, : site.prefix], y], axis=1)
+            return heads(Dense(channels, dtype=self.dtype, name=f"proj_{letter}")(y), self.num_heads)
+
+        q, k, v = projected("q", 1), projected("k", self.stride_kv), projected("v", self.stride_kv)
+        scores = wide(jnp.einsum("bnhd,bmhd->bhnm", (wide(q) * channels**-0.5).astype(q.dtype), k))
+        out = jnp.einsum("bhnm,bmhe->bnhe", jax.nn.softmax(scores).astype(v.dtype), v)
+        return Dense(channels, dtype=self.dtype, name="proj")(out.reshape(x.shape))
+
+
+class ConvProjection(nn.Module):
+    """`bn` of a 3 x 3 depthwise convolution `conv` without bias."""
+
+    stride: int
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        kernel = _Kernel(x.shape[-1], name="conv")()
+        # With one token of padding all around, strides start at the first token: a choice of what stride 1 gives.
+        y = depthwise_conv(x, kernel)[:, :: self.stride, :: self.stride]
+        return BatchNorm(dtype=self.dtype, name="bn")(y, train=train)
+
+
+class _Kernel(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("kernel", torch_conv_kernel, (3, 3, 1, self.features))[:, :, 0]
