@@ -9,10 +9,11 @@ import numpy as np
 from flatten_jax.models import abstract_variables
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.registry import Entry
+from flatten_jax.ops.batch_norm import BatchNorm
 
 from .training.conftest import tiny
 
-PATCH, WIDTH, MOMENTUM = 4, 8, 0.9
+PATCH, WIDTH, MOMENTUM = 4, 8, 0.1
 
 
 class Toy(Backbone):
@@ -30,7 +31,7 @@ class Toy(Backbone):
 
     def levels(self, images, train, count):
         x = nn.Conv(WIDTH, (PATCH, PATCH), PATCH, name="patch_embed")(images)
-        x = nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, name="bn")(x)
+        x = BatchNorm(MOMENTUM, name="bn")(x, train)
         shape = (WIDTH, WIDTH)
         drawn = self.variable("constants", "matrix", lambda: jax.random.normal(self.make_rng("params"), shape))
         return [nn.relu(x) @ drawn.value]
@@ -53,9 +54,9 @@ def random_variables(model):
 
 
 def patch_statistics(params, images):
-    """(mean, biased variance) over (B, rows, columns) of the patches' embeddings, by NumPy; images are normalised."""
+    """(mean, unbiased variance) over (B, rows, columns) of the patches' embeddings, by NumPy; images are normalised."""
     batch, side = images.shape[0], images.shape[1] // PATCH
     patches = np.asarray(images, np.float64).reshape(batch, side, PATCH, side, PATCH, 3)
     embedded = np.einsum("brycxi,yxio->brco", patches, np.float64(params["patch_embed"]["kernel"]))
     embedded = embedded + params["patch_embed"]["bias"]
-    return embedded.mean((0, 1, 2)), embedded.var((0, 1, 2))
+    return embedded.mean((0, 1, 2)), embedded.reshape(-1, WIDTH).var(axis=0, ddof=1)

@@ -15,10 +15,10 @@ from typing import Any
 import flax.linen as nn
 
 from flatten_jax._version import __version__
+from flatten_jax.attention import attention_options
 from flatten_jax.data.augment import RESIZE_RATIO
 from flatten_jax.models import create_model, model_options
 from flatten_jax.models.registry import MODELS
-from flatten_jax.models.settings import applicable, attention_settings
 from flatten_jax.trained import model_card
 from flatten_jax.weights.files import OF_TRAINING, save_weights, sha256
 from flatten_jax.weights.load import load_weights
@@ -208,20 +208,45 @@ def describe_model(model: nn.Module) -> tuple[str, dict[str, Any]]:
     attentions with an option of that name, change nothing. Options that do not belong to the weights, such as `dtype`,
     are left out; image_size and num_classes are not.
     """
-    options = attention_settings(model)
+    options = _attention_settings(model)
     candidates = []
     for name, entry in MODELS.items():
         published = entry.settings.get("attn_options", {})
-        if type(model) is entry.family and published.keys() & applicable(model) <= options.keys():
+        if type(model) is entry.family and published.keys() & _applicable(model) <= options.keys():
             known = model_options(name)
             fields = {f.name for f in dataclasses.fields(model)} - {"attn_options", "parent", "name"} - _OF_USE
             differ = {k: getattr(model, k) for k in fields if getattr(model, k) != known[k]}
-            candidates.append((name, differ))
+            others = sum(options[k] != known.get(k, options[k]) for k in options)
+            candidates.append((len(differ) + others, name, differ))
     if not candidates:
         raise ValueError(f"{type(model).__name__} is not a model of create_model, which alone can be shared")
-    name, differ = min(candidates, key=lambda candidate: len(candidate[1]))
+    _, name, differ = min(candidates, key=lambda candidate: candidate[0])
     own = dict(sorted({**differ, **options}.items()))
     return name, {**own, "image_size": model.image_size, "num_classes": model.num_classes}
+
+
+def _attention_settings(model: nn.Module) -> dict[str, Any]:
+    """Every option of every attention of a model, as `create_model` takes them: also those left at their defaults.
+
+    Where the attentions of different stages have different defaults for one, it is a tuple of an entry for each stage
+    (in DeiT, block), None where no attention has it. Where those of one stage do, no value says both: it is left out.
+    """
+    stages = model.attentions()
+    entries = stages if len(stages) == model.attn_entries else [(name,) for names in stages for name in names]
+    settings = dict(model.attn_options)
+    for option in sorted(_applicable(model) - settings.keys()):
+        known = [[attention_options(name) for name in names] for names in entries]
+        defaults = [{own[option] for own in stage if option in own} for stage in known]
+        if len(set.union(*defaults)) == 1:
+            (settings[option],) = set.union(*defaults)
+        elif all(len(values) <= 1 for values in defaults):
+            settings[option] = tuple(next(iter(values), None) for values in defaults)
+    return settings
+
+
+def _applicable(model: nn.Module) -> set[str]:
+    """The options of the attentions of a model."""
+    return {option for names in model.attentions() for name in names for option in attention_options(name)}
 
 
 def _huggingface_hub(purpose: str) -> Any:

@@ -172,7 +172,7 @@ def test_weights_that_say_a_stages_default_fit_a_model_that_leaves_it(tmp_path):
     variables = random_variables(model)
     folder = hub.save_pretrained(tmp_path / "shared", model, variables)
     jax.tree.map(np.testing.assert_array_equal, load_weights(folder / "model.safetensors", model), variables)
-    with pytest.raises(ValueError, match=r"feature_map=\('elu1', 'identity'\) \(the model has \('elu1', 'relu'\)\)"):
+    with pytest.raises(ValueError, match=r"feature_map=.*elu1.*identity.*the model has .*relu"):
         load_weights(
             folder / "model.safetensors", create_model("flatten_deit_t", feature_map=("elu1", "relu"), **options)
         )

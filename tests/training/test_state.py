@@ -67,7 +67,7 @@ def close(ours, theirs, **tolerance):
 def moved(statistics, params, images):
     """Running statistics after a part of a batch."""
     here = patch_statistics(params, normalize(images))
-    return [MOMENTUM * old + (1 - MOMENTUM) * new for old, new in zip(statistics, here, strict=True)]
+    return [(1 - MOMENTUM) * old + MOMENTUM * new for old, new in zip(statistics, here, strict=True)]
 
 
 def statistics(state):
