@@ -19,7 +19,11 @@ FEATURE_MAPS = {
 
 
 def hedgehog_features(
-    x: jax.Array, weights: jax.Array, feature_map: str = "softmax_dim", skip_connection: bool = False
+    x: jax.Array,
+    weights: jax.Array,
+    feature_map: str = "softmax_dim",
+    skip_connection: bool = False,
+    half_space: bool = False,
 ) -> jax.Array:
     """max([f(y), f(-y)], 1e-12) with y = x W of the head (+ x), f the softmax or exp(y - max y), in float32 at least.
 
@@ -28,14 +32,16 @@ def hedgehog_features(
         weights: W, (h, d, f).
         feature_map: "softmax_dim" or "exp_dim".
         skip_connection: whether x is added; then f = d.
+        half_space: without f(-y).
 
     Returns:
-        (B, N, h, 2 f).
+        (B, N, h, 2 f), or (B, N, h, f) of the half space.
     """
     x = wide(x)
     y = jnp.einsum("bnhd,hdf->bnhf", x, weights)
     y = x + y if skip_connection else y
-    return jnp.maximum(jnp.concatenate([FEATURE_MAPS[feature_map](a) for a in (y, -y)], axis=-1), EPSILON)
+    both = (y,) if half_space else (y, -y)
+    return jnp.maximum(jnp.concatenate([FEATURE_MAPS[feature_map](a) for a in both], axis=-1), EPSILON)
 
 
 class Hedgehog(Attention):
@@ -49,6 +55,7 @@ class Hedgehog(Attention):
         skip_connection: whether x is added to x W; then f must be d.
         zero_init: whether W starts as the identity (with `skip_connection` as zero), and not at random.
         feature_map: "softmax_dim" or "exp_dim".
+        half_space: whether the features of -x W are left out.
     """
 
     origin: ClassVar[Origin] = Origin(
@@ -64,6 +71,7 @@ class Hedgehog(Attention):
     skip_connection: bool = False
     zero_init: bool = False
     feature_map: str = "softmax_dim"
+    half_space: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, site: Site, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -75,7 +83,9 @@ class Hedgehog(Attention):
             raise ValueError(f"feature_dim={f} must be {f'{d} with skip_connection=True' if f > 0 else 'at least 1'}")
         maps = (self.param(name, self.initial, (self.num_heads, d, f)) for name in ("q_map", "k_map"))
         q, k = (
-            hedgehog_features(heads(a, self.num_heads), weights, self.feature_map, self.skip_connection)
+            hedgehog_features(
+                heads(a, self.num_heads), weights, self.feature_map, self.skip_connection, self.half_space
+            )
             for a, weights in zip((q, k), maps, strict=True)
         )
         out = linear_attention(q, k, heads(v, self.num_heads), self.dtype, epsilon=EPSILON / k.shape[1])
