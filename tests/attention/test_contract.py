@@ -64,14 +64,14 @@ def _nested(flat):
 
 
 @functools.cache
-def derivative(host, name, dtype=None):
+def derivative(host, name):
     """f(variables, x, cotangent) -> output, gradients of parameters and of x; compiled once for all facts."""
-    module = HOSTS[host](name, dtype)
+    module = HOSTS[host](name)
 
     @jax.jit
     def of(variables, x, where, cotangent):
         def forward(params, x):
-            return module.apply({**variables, "params": params}, x, where).astype(jnp.float32)
+            return module.apply({**variables, "params": params}, x, where)
 
         out, pull = jax.vjp(forward, variables["params"], x)
         return out, *pull(cotangent)
@@ -174,15 +174,18 @@ def core_derivative(name, dtype):
 KINKED = {"litemla": 4e-2, "mhla": 8e-2}
 
 
+def inputs_of(name):
+    """x and the streams, without a host."""
+    widths = make_attention(name, HEADS).widths(CHANNELS)
+    return [tokens(), *(jax.random.normal(jax.random.key(i), (2, 32, widths[c])) for i, c in enumerate(widths))]
+
+
 @every
 def test_bfloat16_is_near_in_value_and_gradient(name):
     """A hundredth of the exact values, in the mean square, where both are given the same inputs in bfloat16."""
-    variables = made("plain", name)
-    attention = make_attention(name, HEADS)
-    widths = attention.widths(CHANNELS)
-    inputs = [tokens(), *(jax.random.normal(jax.random.key(i), (2, 32, widths[c])) for i, c in enumerate(widths))]
-    cast = jax.tree.map(lambda a: a.astype(jnp.bfloat16).astype(jnp.float32), (variables, inputs, site()))
-    exact, near = (core_derivative(name, dtype)(*cast, cotangent_of(name)) for dtype in (None, jnp.bfloat16))
+    given = made("plain", name), inputs_of(name), site()
+    given = jax.tree.map(lambda a: a.astype(jnp.bfloat16).astype(jnp.float32), given)
+    exact, near = (core_derivative(name, dtype)(*given, cotangent_of(name)) for dtype in (None, jnp.bfloat16))
     pairs = [(1e-2, near[0], exact[0])]
     pairs += [(KINKED.get(name, 1e-2), *pair) for pair in zip(near[1], exact[1], strict=True) if np.any(pair[1])]
     for most, ours, expected in pairs:
@@ -193,12 +196,7 @@ def test_bfloat16_is_near_in_value_and_gradient(name):
 def cotangent_of(name):
     """Of what the attention gives before the host's projection, whose width is that of its values."""
     attention = make_attention(name, HEADS)
-    out = jax.eval_shape(
-        lambda v, *a: attention.apply(v, a[0], site(), *a[1:]),
-        made("plain", name),
-        tokens(),
-        *(jax.ShapeDtypeStruct((2, 32, width), jnp.float32) for width in attention.widths(CHANNELS).values()),
-    )
+    out = jax.eval_shape(lambda v, a: attention.apply(v, a[0], site(), *a[1:]), made("plain", name), inputs_of(name))
     return jax.random.normal(jax.random.key(3), out.shape)
 
 
@@ -213,8 +211,10 @@ EXTREMES = {
 @every
 def test_extremes_are_finite_with_finite_gradients(name, dtype):
     for extreme, make in EXTREMES.items():
-        x = make(tokens())
-        found = derivative("plain", name, dtype)(made("plain", name), x, site().replace(before=x), cotangent())
+        inputs = [make(a) for a in inputs_of(name)]
+        found = core_derivative(name, dtype)(
+            made("plain", name), inputs, site().replace(before=make(tokens())), cotangent_of(name)
+        )
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found)), extreme
 
 
