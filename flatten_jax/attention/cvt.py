@@ -28,7 +28,7 @@ class CvT(Attention):
     origin: ClassVar[Origin] = Origin(
         paper="Wu et al., ICCV 2021",
         arxiv="2103.15808",
-        code="microsoft/CvT",
+        code="microsoft/CvT@56984ed",
         licence="MIT",
         formula="softmax(q k^T / sqrt(C)) v, q, k, v = bn(dwconv3x3(x)) W",
     )

@@ -44,7 +44,7 @@ class MS2D(Attention):
     origin: ClassVar[Origin] = Origin(
         paper="Shi et al., NeurIPS 2024",
         arxiv="2405.14174",
-        code="YuHengsss/MSVMamba",
+        code="YuHengsss/MSVMamba@57a5ee5",
         licence="none",
         formula="y_i = c_i s_i + D u_i, s_i = exp(dt_i A) s_(i-1) + dt_i b_i u_i, at two scales",
     )

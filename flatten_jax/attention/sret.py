@@ -24,7 +24,7 @@ class SReT(Attention):
     origin: ClassVar[Origin] = Origin(
         paper="Shen et al., ECCV 2022",
         arxiv="2111.05297",
-        code="szq0214/SReT",
+        code="szq0214/SReT@c16fe12",
         licence="MIT",
         formula="softmax(q k^T / sqrt(d)) v within g groups of tokens",
     )
