@@ -20,9 +20,6 @@ def wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-EPSILON = 1e-6  # in the normaliser
-
-
 def linear_attention(
     q: jax.Array,
     k: jax.Array,

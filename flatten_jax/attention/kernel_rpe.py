@@ -75,7 +75,7 @@ class KernelRPE(Attention):
     origin: ClassVar[Origin] = Origin(
         paper="Luo et al., NeurIPS 2021",
         arxiv="2106.12566",
-        code="",
+        code="none by the authors was found",
         licence="none",
         formula="sum_j e^b(i - j) (phi(q_i) . phi(k_j)) v_j / sum_j e^b(i - j) (phi(q_i) . phi(k_j))",
     )

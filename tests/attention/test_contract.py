@@ -161,7 +161,9 @@ def core_derivative(name, dtype):
     def of(variables, inputs, where, cotangent):
         def forward(inputs):
             x, *streams = (a.astype(dtype or a.dtype) for a in inputs)
-            return attention.apply(variables, x, where, *streams).astype(jnp.float32)
+            out = attention.apply(variables, x, where, *streams)
+            assert out.dtype == x.dtype, "are self.dtype and the dtype of v passed on?"
+            return out.astype(jnp.float32)
 
         out, pull = jax.vjp(forward, inputs)
         return out, pull(cotangent)[0]
@@ -260,8 +262,8 @@ def test_it_is_documented(name):
     text, origin = " ".join(inspect.getdoc(c) for c in cls.__mro__ if issubclass(c, Attention)), cls.origin
     for option in attention_options(name):
         assert f"{option}:" in text or f"{option}," in text, option
-    assert origin.arxiv or "Proc" in origin.paper or "NeurIPS" in origin.paper or origin.code, "no source"
-    assert len(origin.formula) < 120 and origin.licence
+    assert all((origin.paper, origin.code, origin.licence)), 'say "none" or "-" where there is no code or licence'
+    assert len(origin.formula) < 120, "the formula of Origin is longer than a line"
 
 
 def test_equal_options_have_equal_types():

@@ -78,4 +78,5 @@ def _assert_near(found, expected):
 
 
 def test_none_is_left_out():
-    assert {load(name)[1]["attention"] for name in GOLDENS} | WITHOUT == set(ATTENTIONS)
+    found = {load(name)[1]["attention"] for name in GOLDENS} | WITHOUT
+    assert found == set(ATTENTIONS), "no value in goldens/, and not in WITHOUT: docs/attentions.md, step 3"

@@ -21,10 +21,7 @@ def cells(line):
 def test_the_page_of_docs_names_every_attention():
     table = PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
     named = [cells(line)[0].strip("`") for line in table.splitlines() if line.startswith("| `")]
-    assert named == flatten_jax.list_attentions(), (
-        "make the table again: sed -i '/--markdown: begin/,$d' docs/attentions.md && "
-        "flatten-jax attentions --markdown >> docs/attentions.md"
-    )
+    assert named == flatten_jax.list_attentions(), "make the table again: docs/attentions.md, step 2"
 
 
 def test_costs_are_those_of_the_layer_written_out():
