@@ -22,7 +22,10 @@ def circulant_attention(q: jax.Array, k: jax.Array, v: jax.Array, size: Grid) ->
         (B, height, width, C), real.
     """
     scores = jnp.fft.irfft2(jnp.conj(q) * k, s=size, axes=(1, 2), norm="ortho")
-    weights = jax.nn.softmax(scores, axis=(1, 2))
+    # Softmax, in which nothing is above the largest: XLA may compute the scores twice, and round them otherwise.
+    below = scores - jax.lax.stop_gradient(scores.max(axis=(1, 2), keepdims=True))
+    weights = jnp.exp(jnp.where(below > 0, 0, below))
+    weights = weights / weights.sum(axis=(1, 2), keepdims=True)
     spectrum = jnp.fft.rfft2(weights, axes=(1, 2))
     return jnp.fft.irfft2(jnp.conj(spectrum) * v, s=size, axes=(1, 2), norm="ortho")
 

@@ -32,6 +32,7 @@ class CvT(Attention):
         licence="MIT",
         formula="softmax(q k^T / sqrt(C)) v, q, k, v = bn(dwconv3x3(x)) W",
     )
+    linear_cost: ClassVar[bool] = False
     streams: ClassVar[str] = ""
     takes_reduced: ClassVar[bool] = False
 

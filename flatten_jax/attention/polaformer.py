@@ -34,7 +34,8 @@ def polarity_attention(
     d, (same, other) = q.shape[-1], jnp.split(v, 2, axis=-1)
     # Divided by what cancels in the quotient: products of powers would leave the range of float32.
     (q, q_size), (k, k_size) = _scaled(polarised(q, power), axis=3), _scaled(polarised(k, power), axis=(1, 3))
-    epsilon = (EPSILON / q_size / k_size)[..., 0].swapaxes(1, 2)
+    # Not so small that its square, in the derivative of the quotient, is zero where no query is like a key.
+    epsilon = jnp.maximum(EPSILON / q_size / k_size, 1e-15)[..., 0].swapaxes(1, 2)
     likes, unlikes = (
         linear_attention(queries, k, values, dtype, epsilon=epsilon)
         for queries, values in ((q, same), (jnp.roll(q, d, axis=-1), other))

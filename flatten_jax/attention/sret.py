@@ -28,6 +28,7 @@ class SReT(Attention):
         licence="MIT",
         formula="softmax(q k^T / sqrt(d)) v within g groups of tokens",
     )
+    linear_cost: ClassVar[bool] = False
     takes_prefix: ClassVar[bool] = False
     takes_reduced: ClassVar[bool] = False
 

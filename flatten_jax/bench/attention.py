@@ -79,13 +79,16 @@ def layers(
     """Name -> (function of variables and inputs, shapes of the variables, shapes of the inputs of one example).
 
     Args:
-        attentions: names of the table; the forms of softmax that others use are there besides.
+        attentions: names of the table; the forms of softmax that others use are there besides. Those that use what an
+            attention before them gave are left out.
         core: without the projections; attentions without streams have no core and are left out.
     """
     grid = (side(tokens),) * 2
     x = jax.ShapeDtypeStruct((1, tokens, channels), dtype)
     found: dict[str, tuple[Layer, Any, list[jax.ShapeDtypeStruct]]] = {}
     for name in attentions:
+        if attention_class(name).takes_before:
+            continue  # it has no meaning alone
         if not core:
             layer = LinearAttention(name, num_heads, dtype=jnp.dtype(dtype))
             variables = jax.eval_shape(lambda layer=layer: layer.init(jax.random.key(0), jnp.zeros(x.shape), grid))

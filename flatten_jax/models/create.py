@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import fnmatch
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -118,6 +119,13 @@ def create_model(name: str, **options: Any) -> Backbone:
 
 def abstract_variables(model: nn.Module) -> dict[str, Any]:
     """The model's variables as shapes and dtypes; nothing is computed."""
+    made_of = tuple(ATTENTIONS[name] for name in _used(model)) if isinstance(model, Backbone) else ()
+    return jax.tree.map(lambda leaf: leaf, _abstract_variables(model, made_of, jax.config.jax_enable_x64))
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract_variables(model: nn.Module, *_: Any) -> dict[str, Any]:
+    """One trace for all that ask: it takes seconds for a deep model."""
     return jax.eval_shape(model.init, jax.random.key(0), jax.eval_shape(lambda: dummy_images(model)))
 
 

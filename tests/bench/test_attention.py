@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flatten_jax import list_attentions
+from flatten_jax.attention import ATTENTIONS
 from flatten_jax.bench import attention, figures
 from flatten_jax.bench.timing import Spread
 
@@ -40,7 +41,7 @@ def test_every_softmax_computes_the_same():
 
 def test_every_attention_has_a_layer_and_those_with_streams_a_core():
     layers, cores = (attention.layers(64, jnp.float32, 32, 2, list_attentions(), core) for core in (False, True))
-    assert set(list_attentions()) < set(layers)
+    assert {name for name in list_attentions() if not ATTENTIONS[name].takes_before} < set(layers)
     assert set(cores) < set(layers)
     for layer, variables, inputs in (*layers.values(), *cores.values()):
         assert jax.eval_shape(layer, variables, *inputs).shape[:2] == (1, 64)
@@ -52,7 +53,7 @@ def test_backward_gives_the_gradients_of_every_input():
     variables, inputs, cotangent = attention._inputs(compiled)
     gradients = compiled(variables, inputs, cotangent)[1]
     expected = jax.grad(lambda p, x: (layer({"params": p}, x) * cotangent).sum(), (0, 1))(variables["params"], *inputs)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradients, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), gradients, expected)
 
 
 def test_memory_grows_as_the_mathematics_says(rows):
