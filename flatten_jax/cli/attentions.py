@@ -13,7 +13,8 @@ BEGIN, END = "<!-- flatten-jax attentions --markdown: begin -->", "<!-- flatten-
 LEGEND = (
     f"parameters, G: of a layer with its projections, C = {CHANNELS}, h = {HEADS}, on N = 196 and N = 3,136 tokens. "
     "G: 10^9 multiply-adds of matrix products and convolutions, one image. tied to: parameters whose shape belongs to "
-    "the image size, and what of it they belong to; others take any size, and all take rectangles. original: the code that was compared with; none of it is in here."
+    "the image size, and what of it they belong to; others take any size, and all take rectangles. original: the code "
+    "that was compared with; none of it is in here."
 )
 
 
