@@ -72,6 +72,12 @@ def add_bench(commands: Any) -> None:
     command.add_argument("--batch", type=int, nargs="+", help="of inference (default 1 16)")
     command.add_argument("--train-batch", type=int, nargs="+", help="of training (default 8)")
     command.add_argument("--tokens", type=int, nargs="+", metavar="N", help="of attention (default 196 ... 16384)")
+    command.add_argument(
+        "--attentions", nargs="+", metavar="NAME", help="names, or all (default focused linear softmax)"
+    )
+    command.add_argument(
+        "--core", action="store_true", default=None, help="of attention, what lies between projections"
+    )
     command.add_argument("--attention-batch", type=int, help="of attention (default 1)")
     command.add_argument("--memory-limit", type=float, metavar="GIB", help="of attention (default: 60 %% of the free)")
     command.add_argument("--image-size", type=int, help="of the models, where it is not their own")
@@ -88,7 +94,18 @@ def bench(args: argparse.Namespace) -> None:
 
     runtime.device_per_core()
     runtime.keep_freed_memory()
-    names = ("models", "batch", "train_batch", "tokens", "attention_batch", "memory_limit", "dtype", "rounds")
+    names = (
+        "models",
+        "batch",
+        "train_batch",
+        "tokens",
+        "attentions",
+        "core",
+        "attention_batch",
+        "memory_limit",
+        "dtype",
+        "rounds",
+    )
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     options = () if args.image_size is None else (("image_size", args.image_size),)
     settings = run.Settings(**given, options=options)

@@ -20,7 +20,7 @@ TINY = dict(image_size=64, patch_size=8, embed_dim=32, num_heads=2, depth=2)
 @pytest.mark.parametrize("name", sorted(name for name, cls in ATTENTIONS.items() if "v" in cls.streams))
 def test_a_matrix_times_values_is_the_output(name):
     """Exactly, where it is said to be; else it says what a small change of the values does."""
-    layer = captured("flatten_deit_t", 1, attn_type=name, **TINY)[-1]
+    layer = captured("flatten_deit_t", 1, attn_type=name, **{**TINY, "depth": 1})[-1]
     channel, width = 5, layer.output.shape[2] // 2
     matrix = layer.effective(0, 1, channel)
     v, out = layer.streams["v"], width + channel
