@@ -21,11 +21,10 @@ def circulant_attention(q: jax.Array, k: jax.Array, v: jax.Array, size: Grid) ->
     Returns:
         (B, height, width, C), real.
     """
-    scores = jnp.fft.irfft2(jnp.conj(q) * k, s=size, axes=(1, 2), norm="ortho")
-    # Softmax, in which nothing is above the largest: XLA may compute the scores twice, and round them otherwise.
-    below = scores - jax.lax.stop_gradient(scores.max(axis=(1, 2), keepdims=True))
-    weights = jnp.exp(jnp.where(below > 0, 0, below))
-    weights = weights / weights.sum(axis=(1, 2), keepdims=True)
+    # The scale comes before the transform: XLA may compute what follows it twice, rounded in two ways, and the largest
+    # score would then not be the largest of those it is taken from.
+    scores = jnp.fft.irfft2(jnp.conj(q) * k * (size[0] * size[1]) ** 0.5, s=size, axes=(1, 2))
+    weights = jax.nn.softmax(scores, axis=(1, 2))
     spectrum = jnp.fft.rfft2(weights, axes=(1, 2))
     return jnp.fft.irfft2(jnp.conj(spectrum) * v, s=size, axes=(1, 2), norm="ortho")
 
