@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Attention, Origin, Site, heads, on_grid
-from flatten_jax.attention.core import wide
+from flatten_jax.attention.core import Kernel
+from flatten_jax.attention.softmax import softmax_attention
 from flatten_jax.ops.batch_norm import BatchNorm
 from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.depthwise import depthwise_conv
-from flatten_jax.ops.initializers import torch_conv_kernel
+from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 
 class CvT(Attention):
@@ -46,14 +47,13 @@ class CvT(Attention):
         (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
 
         def projected(letter: str, stride: int) -> jax.Array:
-            conv = ConvProjection(stride, self.dtype, name=f"conv_proj_{letter}")
+            conv = ConvProjection(stride, self.conv_init, self.dtype, name=f"conv_proj_{letter}")
             y = conv(on_grid(x, site), site.train).reshape(x.shape[0], -1, channels)
             y = jnp.concatenate([x[:, : site.prefix], y], axis=1)
             return heads(Dense(channels, dtype=self.dtype, name=f"proj_{letter}")(y), self.num_heads)
 
         q, k, v = projected("q", 1), projected("k", self.stride_kv), projected("v", self.stride_kv)
-        scores = wide(jnp.einsum("bnhd,bmhd->bhnm", (wide(q) * channels**-0.5).astype(q.dtype), k))
-        out = jnp.einsum("bhnm,bmhe->bnhe", jax.nn.softmax(scores).astype(v.dtype), v)
+        out = softmax_attention(q, k, v, scale=channels**-0.5)
         return Dense(channels, dtype=self.dtype, name="proj")(out.reshape(x.shape))
 
 
@@ -61,19 +61,12 @@ class ConvProjection(nn.Module):
     """`bn` of a 3 x 3 depthwise convolution `conv` without bias."""
 
     stride: int
+    conv_init: ConvInit = TORCH_CONV
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        kernel = _Kernel(x.shape[-1], name="conv")()
+        kernel = Kernel((3, 3, 1, x.shape[-1]), self.conv_init, name="conv")()[:, :, 0]
         # With one token of padding all around, strides start at the first token: a choice of what stride 1 gives.
         y = depthwise_conv(x, kernel)[:, :: self.stride, :: self.stride]
         return BatchNorm(dtype=self.dtype, name="bn")(y, train=train)
-
-
-class _Kernel(nn.Module):
-    features: int
-
-    @nn.compact
-    def __call__(self) -> jax.Array:
-        return self.param("kernel", torch_conv_kernel, (3, 3, 1, self.features))[:, :, 0]

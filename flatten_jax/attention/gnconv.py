@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatten_jax.attention.contract import Attention, Grid, Origin, Site, Sized, on_grid
-from flatten_jax.attention.core import wide
+from flatten_jax.attention.core import Kernel, wide
 from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.depthwise import DepthwiseConv, depthwise_conv
-from flatten_jax.ops.initializers import linear_kernel
+from flatten_jax.ops.initializers import TORCH_CONV, linear_kernel
 from flatten_jax.ops.norm import LayerNorm
 
 
@@ -114,14 +114,7 @@ class GlobalLocalFilter(nn.Module):
         """x: (B, height, width, C) -> the same shape, in float32 at least."""
         half, (height, width) = x.shape[-1] // 2, self.grid
         local, whole = jnp.split(LayerNorm(1e-6, name="pre_norm")(x), 2, axis=-1)
-        local = _DepthwiseFilter(name="dw")(local)
+        kernel = Kernel((3, 3, 1, half), TORCH_CONV._replace(kernel=linear_kernel), name="dw")()
+        local = depthwise_conv(local, kernel[:, :, 0])
         whole = global_filter(whole, self.param("complex_weight", linear_kernel, (half, height, width // 2 + 1, 2)))
         return LayerNorm(1e-6, name="post_norm")(jnp.stack([local, whole], axis=-1).reshape(x.shape))
-
-
-class _DepthwiseFilter(nn.Module):
-    """A 3 x 3 depthwise convolution without bias."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return depthwise_conv(x, self.param("kernel", linear_kernel, (3, 3, 1, x.shape[-1]))[:, :, 0])

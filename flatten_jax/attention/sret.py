@@ -3,11 +3,10 @@
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flatten_jax.attention.contract import Attention, Origin, Site, heads
-from flatten_jax.attention.core import wide
+from flatten_jax.attention.softmax import softmax_attention
 
 
 class SReT(Attention):
@@ -46,7 +45,5 @@ class SReT(Attention):
             return heads(a.reshape(-1, tokens // groups, a.shape[2]), self.num_heads)
 
         q, k, v_ = grouped(q), grouped(k), grouped(v)
-        q = (wide(q) * q.shape[-1] ** -0.5).astype(q.dtype)
-        weights = jax.nn.softmax(wide(jnp.einsum("bnhd,bmhd->bhnm", q, k))).astype(v.dtype)
-        out = jnp.einsum("bhnm,bmhe->bnhe", weights, v_).reshape(v.shape)
+        out = softmax_attention(q, k, v_).reshape(v.shape)
         return out[:, np.argsort(order)] if self.shuffled else out
