@@ -192,6 +192,7 @@ def clamped_attention(q: jax.Array, k: jax.Array, v: jax.Array, low: float) -> j
     return unnormalised(q, k, v) / jnp.maximum(z, low / k.shape[1])
 
 
+@jax.jit
 def along_sequence(v: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution along the flat sequence, zeros around it, with one kernel for all channels of a head.
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Attention, Origin, Site, add_on_grid, heads
-from flatten_jax.attention.core import Kernel, values_on_grid, wide
+from flatten_jax.attention.core import Kernel, along_sequence, values_on_grid, wide
 from flatten_jax.attention.softmax import softmax_attention
 
 INIT_OPTIONS = ("exact", "original")
@@ -76,14 +76,6 @@ def pseudoinverse(a: jax.Array, init_option: str = "exact") -> jax.Array:
     return jax.lax.fori_loop(0, 6, step, a.mT / largest)
 
 
-@jax.jit
-def sequence_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Depthwise convolution along the sequence, zeros around it: (B, N, C), (k, C) -> (B, N, C), summed in float32."""
-    size, tokens = kernel.shape[0], x.shape[1]
-    padded = jnp.pad(wide(x), ((0, 0), (size // 2, size // 2), (0, 0)))
-    return sum(padded[:, i : i + tokens] * kernel[i] for i in range(size)).astype(x.dtype)
-
-
 class Nystrom(Attention):
     """`nystrom_attention` + conv(v), a convolution along the flat sequence with one kernel for a head's channels.
 
@@ -124,10 +116,8 @@ class Nystrom(Attention):
         if not size:
             return out
         kernel = Kernel((size, 1, 1, self.num_heads), self.conv_init, name="conv")()[:, 0, 0]
-        kernel = jnp.repeat(kernel, v_.shape[3], axis=1)
         if site.keys == site.grid:
-            return out + sequence_conv(v, kernel)
+            return out + along_sequence(v_, kernel).reshape(out.shape)
         maps = values_on_grid(v, site)
-        return add_on_grid(
-            out, sequence_conv(maps.reshape(out.shape[0], -1, out.shape[2]), kernel).reshape(maps.shape), site
-        )
+        own = heads(maps.reshape(out.shape[0], -1, out.shape[2]), self.num_heads)
+        return add_on_grid(out, along_sequence(own, kernel).reshape(maps.shape), site)

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatten_jax.attention.nystrom import nystrom_attention, pseudoinverse, segment_means, sequence_conv
+from flatten_jax.attention.core import along_sequence
+from flatten_jax.attention.nystrom import nystrom_attention, pseudoinverse, segment_means
 from flatten_jax.attention.softmax import softmax_attention
 
 
@@ -31,5 +32,5 @@ def test_only_the_exact_start_gives_an_example_the_same_in_any_batch(init_option
 def test_the_convolution_is_along_the_sequence():
     x, kernel = np.random.RandomState(0).standard_normal((6, 2)), np.random.RandomState(1).standard_normal((3, 2))
     expected = [np.correlate(x[:, c], kernel[:, c], "same") for c in range(2)]
-    found = sequence_conv(jnp.float32(x)[None], jnp.float32(kernel))[0]
+    found = along_sequence(jnp.float32(x)[None, :, :, None], jnp.float32(kernel))[0, :, :, 0]
     np.testing.assert_allclose(found, np.stack(expected, 1), rtol=1e-5, atol=1e-6)
