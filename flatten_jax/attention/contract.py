@@ -108,6 +108,7 @@ class Attention(nn.Module):
         sized: parameter -> how it belongs to the number of tokens.
         original: our layer or stream -> its name in the original, where that is another: {"q": "q_proj", ...}.
         pointwise: our layers that are 1 x 1 convolutions in the original.
+        computed: endings of the names of what the original's state dict holds and anyone can compute: not loaded.
 
     Attributes:
         num_heads: h.
@@ -129,6 +130,7 @@ class Attention(nn.Module):
     sized: ClassVar[Mapping[str, Sized]] = {}
     original: ClassVar[Mapping[str, str]] = {}
     pointwise: ClassVar[tuple[str, ...]] = ()
+    computed: ClassVar[tuple[str, ...]] = ()
 
     num_heads: int
     dtype: jnp.dtype | None = None

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flatten_jax.attention.contract import Site
 from flatten_jax.attention.table import attention_class, of_stage, takes_bias
@@ -40,11 +41,14 @@ class Backbone(nn.Module):
         scan: loop over blocks that are alike instead of writing them out, which compiles faster (`stack.run_blocks`).
         features_only: be a backbone of dense prediction.
         out_indices: levels wanted of features_only, negative ones from the end; () means the family's choice.
-        feature_norm: a new LayerNorm `norm{level}` on each map of features_only, as in Swin's detection code.
+        feature_norm: a LayerNorm `norm{level}` on each map of features_only, as in Swin's detection code; in families
+            whose originals have such norms in their own detection code, that.
     """
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
     epsilon: ClassVar[float] = 1e-6  # of the LayerNorms in blocks and after them
+    # Endings of the names of what the original's state dict holds and anyone can compute: not loaded.
+    computed: ClassVar[tuple[str, ...]] = ()
 
     num_classes: int = 1000
     image_size: tuple[int, int] = (224, 224)
@@ -66,8 +70,12 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def attentions(self) -> list[tuple[str, ...]]:
-        """The names of the attentions of each stage's blocks."""
-        raise NotImplementedError
+        """The names of the attentions of each stage's blocks; none in a family whose mixers cannot be exchanged."""
+        if self.attn_type:
+            raise ValueError(
+                f"{type(self).__name__} has no attention to exchange: leave out attn_type={self.attn_type!r}"
+            )
+        return []
 
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
         """What the first `count` levels give, none of the later ones being computed."""
@@ -82,6 +90,18 @@ class Backbone(nn.Module):
     def as_map(self, x: jax.Array) -> jax.Array:
         """A level as (B, height, width, C)."""
         return x
+
+    def map_norm(self, x: jax.Array, i: int) -> jax.Array:
+        """Level i, of features_only, after its norm."""
+        return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=f"norm{i}")(x)
+
+    def classify(self, x: jax.Array, train: bool) -> jax.Array:
+        """Logits (B, num_classes) of the pooled features."""
+        return Dense(self.num_classes, dtype=self.dtype, name="head")(x)
+
+    def torch_buffers(self) -> dict[str, np.ndarray]:
+        """What the original's strict loading asks for besides weights: PyTorch's name -> value. See `computed`."""
+        return {}
 
     # Options that only blocks with scores (True), or only those without (False), look at.
     only_with: ClassVar[Mapping[str, bool]] = {}
@@ -174,16 +194,13 @@ class Backbone(nn.Module):
         levels = self.levels(images, train, max(indices) + 1 if output == "maps" else len(self.level_info()))
         if output == "maps":
             maps = [self.as_map(levels[i]) for i in indices]
-            if self.feature_norm:
-                norms = [LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=f"norm{i}") for i in indices]
-                maps = [norm(x) for norm, x in zip(norms, maps, strict=True)]
-            return maps
+            return [self.map_norm(x, i) for i, x in zip(indices, maps, strict=True)] if self.feature_norm else maps
         x = self.final_norm(levels[-1])
         if output == "features":
             return x
         x = self.pool(x)
         if self.num_classes:
-            x = Dense(self.num_classes, dtype=self.dtype, name="head")(x)
+            x = self.classify(x, train)
         return x.astype(jnp.float32)
 
     def _indices(self) -> tuple[int, ...]:

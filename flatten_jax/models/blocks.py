@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Grid, Site
+from flatten_jax.ops.batch_norm import BatchNorm
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.cpu import gradient_apart
 from flatten_jax.ops.dense import Dense
@@ -59,6 +60,38 @@ class PatchEmbed(nn.Module):
             name=self.conv_name,
         )(x)
         return LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x) if self.norm else x
+
+
+def conv_norm(
+    x: jax.Array,
+    train: bool,
+    features: int,
+    kernel_size: int,
+    stride: int = 1,
+    *,
+    names: tuple[str, str] = ("conv", "norm"),
+    use_bias: bool = True,
+    conv_init: ConvInit = TORCH_CONV,
+    dtype: jnp.dtype | None = None,
+) -> jax.Array:
+    """A convolution and a BatchNorm as layers of the calling module: (B, height, width, I) -> (B, rows, columns, O).
+
+    Args:
+        features: O.
+        kernel_size: k, odd; k // 2 zeros are put on every side.
+        names: of the two layers.
+    """
+    conv = Conv(
+        features,
+        kernel_size,
+        stride,
+        padding=kernel_size // 2,
+        use_bias=use_bias,
+        conv_init=conv_init,
+        dtype=dtype,
+        name=names[0],
+    )
+    return BatchNorm(dtype=dtype, name=names[1])(conv(x), train)
 
 
 class Mlp(nn.Module):
@@ -121,9 +154,9 @@ class Block(nn.Module):
 
 
 def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
-    """Stochastic depth: the residual x (B, N, C) of an example is dropped with probability `rate`, else scaled up."""
+    """Stochastic depth: the residual x (B, ..., C) of an example is dropped with probability `rate`, else scaled up."""
     keep = 1 - rate
-    kept = jax.random.bernoulli(key, keep, (x.shape[0], 1, 1))
+    kept = jax.random.bernoulli(key, keep, (x.shape[0], *[1] * (x.ndim - 1)))
     return jnp.where(kept, x / jnp.asarray(keep, x.dtype), 0)
 
 

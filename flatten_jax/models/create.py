@@ -140,6 +140,12 @@ def parameters_left_out(model: Backbone) -> set[tuple[str, ...]]:
     return full - own
 
 
+def parameters_added(model: Backbone) -> set[tuple[str, ...]]:
+    """Paths of the parameters that the model has and its classifier has not: norms of the maps of features_only."""
+    own, full = (_paths(abstract_variables(m)) for m in (model, classifier_of(model)))
+    return own - full
+
+
 def classifier_of(model: Backbone) -> Backbone:
     """The classifier that a model without head, or a backbone of dense prediction, is a part of."""
     return model.clone(num_classes=model.num_classes or 1000, features_only=False, out_indices=(), feature_norm=False)

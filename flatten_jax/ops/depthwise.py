@@ -67,21 +67,25 @@ def _grouped_convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array | None
 class DepthwiseConv(nn.Module):
     """`depthwise_conv` with a learned kernel (k, k, 1, d) and bias (d,), initialised as PyTorch's Conv2d unless told.
 
-    An input of C = h d channels is taken as h heads that share the kernel.
+    An input of C = h d channels is taken as h heads that share the kernel. With a stride s every s-th row and column is
+    kept, from the first on: torch.nn.Conv2d(C, C, k, s, padding=k // 2, groups=C).
     """
 
     features: int
     kernel_size: int = 5
     dtype: jnp.dtype | None = None
     conv_init: ConvInit = TORCH_CONV
+    use_bias: bool = True
+    stride: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: (B, height, width, h * features) -> the same shape."""
+        """x: (B, height, width, h * features) -> the same shape, or by `stride` smaller, rounded up."""
         size = self.kernel_size
         kernel = self.param("kernel", self.conv_init.kernel, (size, size, 1, self.features))
-        bias = self.param("bias", self.conv_init.bias(size * size), (self.features,))
+        bias = self.param("bias", self.conv_init.bias(size * size), (self.features,)) if self.use_bias else None
         # Kernel and bias stay in float32, as their gradients do, sums over all tokens.
         (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype or jnp.result_type(x, kernel))
         heads = x.shape[-1] // self.features
-        return depthwise_conv(x, jnp.tile(kernel[:, :, 0], heads), jnp.tile(bias, heads))
+        kernel, bias = jnp.tile(kernel[:, :, 0], heads), None if bias is None else jnp.tile(bias, heads)
+        return depthwise_conv(x, kernel, bias)[:, :: self.stride, :: self.stride]

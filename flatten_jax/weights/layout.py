@@ -14,11 +14,12 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from flatten_jax.attention import Attention, Site, Sized, takes_bias
+from flatten_jax.attention import ATTENTIONS, Attention, Site, Sized, takes_bias
 from flatten_jax.hosts import WindowAttention
 from flatten_jax.hosts.drop_in import AttentionLayer, FocusedLinearAttention
 from flatten_jax.hosts.grids import Windows, relative_position_index
 from flatten_jax.models import dummy_images
+from flatten_jax.models.registry import MODELS
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
@@ -32,7 +33,7 @@ _LEAVES = {
     ("mean", 1): ("running_mean", (0,)),
     ("var", 1): ("running_var", (0,)),
 }
-# What PyTorch keeps beside the weights and anyone can compute. Attentions declare further ones.
+# What PyTorch keeps beside the weights and anyone can compute. Families and attentions declare further ones.
 _BUFFERS = {"relative_position_index", "attn_mask", "num_batches_tracked", "angle", "rotations"}
 
 
@@ -213,8 +214,11 @@ def _join(modules: Iterable[str], leaf: str) -> str:
 
 def is_buffer(name: str, wanted: Container[str] = ()) -> bool:
     """Whether PyTorch's name is that of something computed, which no one needs to load, and none of `wanted`."""
-    leaf = name.rpartition(".")[2]
-    return name not in wanted and leaf in _BUFFERS
+    if name in wanted:
+        return False
+    families = {entry.family for entry in MODELS.values()}
+    declared = [ending for cls in (*families, *ATTENTIONS.values()) for ending in cls.computed]
+    return name.rpartition(".")[2] in _BUFFERS or f".{name}".endswith(tuple(f".{ending}" for ending in declared))
 
 
 def entries(rows: Iterable[Row]) -> dict[str, Shape]:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ import flax.linen as nn
 import numpy as np
 
 from flatten_jax.models import create_model, parameters_left_out
-from flatten_jax.models.create import classifier_of
+from flatten_jax.models.create import classifier_of, parameters_added
 from flatten_jax.weights.convert import as_variables, flat, float32, from_torch
 from flatten_jax.weights.kind import (
     attention_hint,
@@ -153,11 +152,11 @@ def _fitted(
     given = {name: array for name, array in arrays.items() if name not in ignored}
     given = given if ours else regrouped(rows, given)
     names = {row.ours: (row.ours,) if ours else tuple(row.entries()) for row in rows}
+    added = parameters_added(model) if model.features_only else set()
     made_rows = {
         row.ours
         for row in rows
-        if (new_head and row.path[0] == "head")
-        or (_is_feature_norm(row.path, model) and not set(names[row.ours]) & set(given))
+        if (new_head and row.path[0] == "head") or (row.path in added and not set(names[row.ours]) & set(given))
     }
     made = {name for ours_name in made_rows for name in names[ours_name]}
 
@@ -239,7 +238,3 @@ def _left_out(model: nn.Module, ours: bool) -> set[str]:
     left_out, full = parameters_left_out(model), layout(classifier_of(model))
     rows = [row for row in full if row.path in left_out]
     return {row.ours for row in rows} if ours else set(entries(rows))
-
-
-def _is_feature_norm(path: tuple[str, ...], model: nn.Module) -> bool:
-    return model.features_only and model.feature_norm and re.fullmatch(r"norm\d+", path[0]) is not None
