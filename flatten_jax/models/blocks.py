@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -94,6 +95,16 @@ def conv_norm(
     return BatchNorm(dtype=dtype, name=names[1])(conv(x), train)
 
 
+class Scope(nn.Module):
+    """A name in those of parameters, around the layers that `make(x)` makes."""
+
+    make: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Any:
+        return self.make(x)
+
+
 class Mlp(nn.Module):
     """fc2(gelu(fc1(x))) with the exact (erf) GELU.
 
@@ -140,8 +151,7 @@ class Block(nn.Module):
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
 
         def dropped(x: jax.Array) -> jax.Array:
-            drops = site.train and not (isinstance(rate, float) and rate == 0)
-            return drop_path(x, rate, self.make_rng("dropout")) if drops else x
+            return drop_branch(self, x, rate, site.train)
 
         attention = self.attention(name="attn")
         if not self.own_scope:
@@ -151,6 +161,12 @@ class Block(nn.Module):
         x = x + dropped(attended)
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.mlp_local, dtype=self.dtype, name="mlp")
         return x + dropped(mlp(norm(name="norm2")(x), site)), attended
+
+
+def drop_branch(module: nn.Module, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
+    """`drop_path` of a branch x of a block, in training and where the rate is not 0, by the block's own numbers."""
+    drops = train and not (isinstance(rate, float) and rate == 0)
+    return drop_path(x, rate, module.make_rng("dropout")) if drops else x
 
 
 def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
