@@ -84,8 +84,8 @@ class Backbone(nn.Module):
     def final_norm(self, x: jax.Array) -> jax.Array:
         return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
 
-    def before_pool(self, x: jax.Array, train: bool) -> jax.Array:
-        """What is pooled, of the last level: it after its final norm, and what else stands before the pooling."""
+    def final_map(self, x: jax.Array, train: bool) -> jax.Array:
+        """What is pooled, of the last level: that after `final_norm`, unless the family has more there."""
         return self.final_norm(x)
 
     def pool(self, x: jax.Array) -> jax.Array:
@@ -199,7 +199,7 @@ class Backbone(nn.Module):
         if output == "maps":
             maps = [self.as_map(levels[i]) for i in indices]
             return [self.map_norm(x, i) for i, x in zip(indices, maps, strict=True)] if self.feature_norm else maps
-        x = self.before_pool(levels[-1], train)
+        x = self.final_map(levels[-1], train)
         if output == "features":
             return x
         x = self.pool(x)

@@ -96,13 +96,13 @@ def conv_norm(
 
 
 class Scope(nn.Module):
-    """A name in those of parameters, around the layers that `make(x)` makes."""
+    """A level in the names of parameters, around what `make` makes."""
 
     make: Callable[..., Any]
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> Any:
-        return self.make(x)
+    def __call__(self, *args: Any) -> Any:
+        return self.make(*args)
 
 
 class Mlp(nn.Module):
@@ -150,9 +150,7 @@ class Block(nn.Module):
         """x: (B, N, C), rate: of `drop_path` -> (x, what its attention gave), both (B, N, C)."""
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
 
-        def dropped(x: jax.Array) -> jax.Array:
-            return drop_branch(self, x, rate, site.train)
-
+        dropped = partial(dropped_path, self, rate=rate, train=site.train)
         attention = self.attention(name="attn")
         if not self.own_scope:
             nn.share_scope(self, attention)
@@ -163,8 +161,8 @@ class Block(nn.Module):
         return x + dropped(mlp(norm(name="norm2")(x), site)), attended
 
 
-def drop_branch(module: nn.Module, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
-    """`drop_path` of a branch x of a block, in training and where the rate is not 0, by the block's own numbers."""
+def dropped_path(module: nn.Module, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
+    """`drop_path` of a residual of a module, in training."""
     drops = train and not (isinstance(rate, float) and rate == 0)
     return drop_path(x, rate, module.make_rng("dropout")) if drops else x
 

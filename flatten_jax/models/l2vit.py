@@ -14,12 +14,12 @@ from flatten_jax.attention.l2vit import LCM
 from flatten_jax.hosts import QKVAttention
 from flatten_jax.hosts.grids import Windows, pad_to_windows
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import Mlp, Scope, conv_norm, drop_branch
+from flatten_jax.models.blocks import Mlp, Scope, conv_norm, dropped_path
 from flatten_jax.models.published import Published
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.cpu import gradient_apart
 from flatten_jax.ops.depthwise import DepthwiseConv
-from flatten_jax.ops.initializers import NORMAL_CONV
+from flatten_jax.ops.initializers import NORMAL
 from flatten_jax.ops.norm import LayerNorm
 
 
@@ -63,7 +63,7 @@ class L2ViT(Backbone):
         for i in range(count):
 
             def host(j: int, attention: str, options: dict[str, Any], i: int = i) -> Any:
-                make = partial(QKVAttention, self.num_heads[i], conv_init=NORMAL_CONV)
+                make = partial(QKVAttention, self.num_heads[i], conv_init=NORMAL)
                 if takes_bias(attention):
                     make = partial(_WindowAttention, self.num_heads[i], window_size=self.window_size)
                 return partial(make, attn_type=attention, options=options, dtype=self.dtype)
@@ -81,7 +81,7 @@ class L2ViT(Backbone):
         channels = self.embed_dims[0]
 
         def convolutions(x: jax.Array) -> jax.Array:
-            conv = partial(conv_norm, train=train, kernel_size=3, stride=2, conv_init=NORMAL_CONV, dtype=self.dtype)
+            conv = partial(conv_norm, train=train, kernel_size=3, stride=2, conv_init=NORMAL, dtype=self.dtype)
             x = nn.relu(conv(x, features=channels // 2, names=("proj_0", "proj_1")))
             return conv(x, features=channels, names=("proj_3", "proj_4"))
 
@@ -92,7 +92,7 @@ class L2ViT(Backbone):
     def _downsample(self, x: jax.Array, i: int) -> jax.Array:
         """A LayerNorm, then patches of 2 x 2."""
         x = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
-        conv = Conv(self.embed_dims[i], 2, 2, conv_init=NORMAL_CONV, dtype=self.dtype, name="proj")
+        conv = Conv(self.embed_dims[i], 2, 2, conv_init=NORMAL, dtype=self.dtype, name="proj")
         return conv(pad_to_windows(x, (2, 2)))
 
 
@@ -108,7 +108,7 @@ class _WindowAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, site: Site) -> jax.Array:
         """(B, N, C) -> (B, N, C)."""
-        attention = QKVAttention(self.num_heads, self.attn_type, self.options, self.dtype, NORMAL_CONV)
+        attention = QKVAttention(self.num_heads, self.attn_type, self.options, self.dtype, NORMAL)
         nn.share_scope(self, attention)
         windows = Windows(site.grid, (self.window_size, self.window_size))
         before = None if site.before is None else windows.split(site.before)
@@ -132,11 +132,11 @@ class _Block(nn.Module):
         """x: (B, N, C), rate: of `drop_path` -> (x, what its attention gave), both (B, N, C)."""
 
         def positioned(x: jax.Array, name: str) -> jax.Array:
-            conv = partial(DepthwiseConv, x.shape[-1], 3, self.dtype, NORMAL_CONV, name="proj")
+            conv = partial(DepthwiseConv, x.shape[-1], 3, self.dtype, NORMAL, name="proj")
             return add_on_grid(x, Scope(lambda x: conv()(x), name=name)(on_grid(x, site)), site)
 
         def dropped(x: jax.Array) -> jax.Array:
-            return drop_branch(self, x, rate, site.train)
+            return dropped_path(self, x, rate, site.train)
 
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         attention = self.attention(name="attn")
@@ -146,7 +146,7 @@ class _Block(nn.Module):
         if takes_bias(attention.attn_type):
             x = positioned(x, "cpe_1")
         else:
-            local = LCM(dtype=self.dtype, conv_init=NORMAL_CONV, name="local_mp")
+            local = LCM(dtype=self.dtype, conv_init=NORMAL, name="local_mp")
             x = x + dropped(local(norm(name="norm3")(x), site))
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, name="mlp")
         return x + dropped(mlp(norm(name="norm2")(x), site)), attended

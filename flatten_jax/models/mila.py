@@ -14,7 +14,7 @@ from flatten_jax.attention.contract import Grid, add_on_grid, on_grid
 from flatten_jax.hosts import QKVAttention
 from flatten_jax.hosts.grids import pad_to_windows
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import Mlp, Scope, conv_norm, drop_branch
+from flatten_jax.models.blocks import Mlp, Scope, conv_norm, dropped_path
 from flatten_jax.models.published import Published
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.cpu import gradient_apart
@@ -129,9 +129,9 @@ class _Block(nn.Module):
         nn.share_scope(self, attention)  # MLLA's layers are the block's
         x = positioned(gradient_apart(x), "cpe1")
         attended = attention(norm(name="norm1")(x), site)
-        x = positioned(x + drop_branch(self, attended, rate, site.train), "cpe2")
+        x = positioned(x + dropped_path(self, attended, rate, site.train), "cpe2")
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, name="mlp")
-        return x + drop_branch(self, mlp(norm(name="norm2")(x), site), rate, site.train), attended
+        return x + dropped_path(self, mlp(norm(name="norm2")(x), site), rate, site.train), attended
 
 
 FAMILY = MILA

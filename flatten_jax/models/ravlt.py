@@ -13,13 +13,13 @@ from flatten_jax.attention import Site, pattern
 from flatten_jax.attention.contract import add_on_grid, on_grid
 from flatten_jax.hosts import QKVAttention
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import Scope, conv_norm, drop_branch
+from flatten_jax.models.blocks import Scope, conv_norm, dropped_path
 from flatten_jax.models.published import Published
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.cpu import gradient_apart
 from flatten_jax.ops.depthwise import DepthwiseConv
 from flatten_jax.ops.gelu import gelu
-from flatten_jax.ops.initializers import NORMAL_CONV
+from flatten_jax.ops.initializers import NORMAL
 from flatten_jax.ops.norm import LayerNorm
 
 
@@ -54,7 +54,7 @@ class RAVLT(Backbone):
         return pattern(self.attn_type, self.depths)
 
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
-        conv = partial(conv_norm, train=train, kernel_size=3, conv_init=NORMAL_CONV, dtype=self.dtype)
+        conv = partial(conv_norm, train=train, kernel_size=3, conv_init=NORMAL, dtype=self.dtype)
         stem = partial(_stem, conv=conv, channels=self.embed_dims[0])
         x, levels = Scope(stem, name="patch_embed")(images), []
         for i in range(count):
@@ -66,7 +66,7 @@ class RAVLT(Backbone):
                     attn_type=attention,
                     options=options,
                     dtype=self.dtype,
-                    conv_init=NORMAL_CONV,
+                    conv_init=NORMAL,
                 )
 
             def layer(x: jax.Array, i: int = i, host: Any = host) -> tuple[jax.Array, jax.Array]:
@@ -83,12 +83,12 @@ class RAVLT(Backbone):
             levels.append(level)
         return levels
 
-    def before_pool(self, x: jax.Array, train: bool) -> jax.Array:
-        settings = dict(names=("proj", "norm"), conv_init=NORMAL_CONV, dtype=self.dtype)
+    def final_map(self, x: jax.Array, train: bool) -> jax.Array:
+        settings = dict(names=("proj", "norm"), conv_init=NORMAL, dtype=self.dtype)
         return nn.silu(conv_norm(x, train, self.projection, 1, **settings))
 
     def classify(self, x: jax.Array, train: bool) -> jax.Array:
-        head = Conv(self.num_classes, 1, conv_init=NORMAL_CONV, dtype=self.dtype, name="head")
+        head = Conv(self.num_classes, 1, conv_init=NORMAL, dtype=self.dtype, name="head")
         return head(x[:, None, None])[:, 0, 0]
 
     def map_norm(self, x: jax.Array, i: int) -> jax.Array:
@@ -136,11 +136,11 @@ class _Block(nn.Module):
 
         def scaled(x: jax.Array, name: str) -> jax.Array:
             gamma = self.param(name, nn.initializers.constant(self.layer_scale), (1, x.shape[-1], 1, 1))
-            return drop_branch(self, x * gamma.reshape(-1).astype(x.dtype), rate, site.train)
+            return dropped_path(self, x * gamma.reshape(-1).astype(x.dtype), rate, site.train)
 
         norm = partial(_norm, epsilon=self.epsilon, dtype=self.dtype)
         x = gradient_apart(x)
-        pos = DepthwiseConv(x.shape[-1], 3, self.dtype, NORMAL_CONV, name="pos")
+        pos = DepthwiseConv(x.shape[-1], 3, self.dtype, NORMAL, name="pos")
         x = add_on_grid(x, pos(on_grid(x, site)), site)
         attended = self.attention(name="attn")(norm("norm1")(x), site)
         x = x + scaled(attended, "gamma_1")
@@ -157,9 +157,9 @@ class _FFN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, site: Site) -> jax.Array:
         """(B, N, C) -> (B, N, C)."""
-        conv = partial(Conv, kernel_size=1, conv_init=NORMAL_CONV, dtype=self.dtype)
+        conv = partial(Conv, kernel_size=1, conv_init=NORMAL, dtype=self.dtype)
         y = gelu(conv(self.hidden_dim, name="fc1")(on_grid(x, site)))
-        y = y + DepthwiseConv(self.hidden_dim, 3, self.dtype, NORMAL_CONV, name="dwconv")(y)
+        y = y + DepthwiseConv(self.hidden_dim, 3, self.dtype, NORMAL, name="dwconv")(y)
         return conv(x.shape[-1], name="fc2")(y).reshape(x.shape)
 
 
