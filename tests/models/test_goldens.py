@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import flatten_jax
+from flatten_jax.weights.layout import entries, layout
 
 from . import reference
 
@@ -69,6 +70,12 @@ def test_an_option_gives_the_original_outputs(name):
     variables = flatten_jax.from_torch(reference.state_dict(golden["keys"]), model)
     output = jax.jit(model.apply)(variables, reference.images(1, *size))
     assert_close(output[-1] if model.features_only else output, golden["output"])
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_model_has_the_original_names_and_shapes(name):
+    rows = layout(flatten_jax.create_model(name))
+    assert {key: list(shape) for key, shape in entries(rows).items()} == dict(reference.load(name)["keys"])
 
 
 @pytest.mark.slow
