@@ -20,6 +20,7 @@ class Recipe(NamedTuple):
         ema_decay: of the moving average of the parameters; 0: there is none.
         weight_decay: AdamW's.
         resize_ratio: for evaluation both sides are resized to this times the model's, before the central crop.
+        missing: what the original training has besides, and this one has not.
     """
 
     batch_size: int
@@ -35,6 +36,7 @@ class Recipe(NamedTuple):
     ema_decay: float = 0.0
     weight_decay: float = 0.05
     resize_ratio: float = 256 / 224
+    missing: str = ""
 
 
 # Where a number differs between the paper and the release it is the release's.
@@ -97,7 +99,85 @@ _OF_FLATTEN = {
         weight_decay=1e-8,
     ),
 }
+
+
+def _ravlt(drop_path: float, code: str) -> Recipe:
+    """Only the peak scales with the batch there."""
+    return Recipe(
+        1024,
+        drop_path,
+        source=f"the defaults of {code}; the batch is that of the MHLA paper, which follows them",
+        warmup_epochs=5,
+        cooldown_epochs=10,
+        warmup_learning_rate=1e-6 / 2,
+        min_learning_rate=1e-5 / 2,
+        ema_decay=0.99996**2,
+        missing="repeated augmentation, learning rates by epochs instead of steps",
+    )
+
+
+def _mila(batch_size: int, drop_path: float, mesa: float) -> Recipe:
+    return Recipe(
+        batch_size,
+        drop_path,
+        source="LeapLabTHU/MLLA@66b6d29, its configs and README.md",
+        warmup_learning_rate=5e-7,
+        min_learning_rate=5e-6,
+        clip_norm=5.0,
+        ema_decay=0.9996 ** (batch_size / 4096),
+        missing=f"MESA: from epoch 75 on {mesa} times the cross-entropy with what the averaged model says is added",
+    )
+
+
+# The original's 4e-3 is for its batch of 4096.
+_l2vit = partial(
+    Recipe,
+    batch_size=4096,
+    source="ChuanyangZheng/L2ViT@fad0341, its README.md and configs",
+    warmup_learning_rate=0.0,
+    min_learning_rate=1e-6 / 8,
+    ema_decay=0.9999,
+)
+_vvt = partial(
+    Recipe,
+    1024,
+    source="OpenNLPLab/Vicinity-Vision-Transformer@2c49e0f, its configs; the batch is not public",
+    warmup_epochs=5,
+    cooldown_epochs=10,
+    warmup_learning_rate=1e-6 / 2,  # only the peak scales with the batch there
+    min_learning_rate=1e-5 / 2,
+    missing="repeated augmentation",
+)
+# RAVLT, MAViT, MILA, L2ViT, VVT.
+_OF_RAVLT = {
+    **{
+        f"{family}_{size}": _ravlt(drop_path, code)
+        for family, code in {"ravlt": "qhfan/RALA@a86314f", "mavit": "qhfan/MALA@7114e63"}.items()
+        for size, drop_path in {"t": 0.1, "s": 0.15, "b": 0.4, "l": 0.55}.items()
+    },
+    "mila_t": _mila(1024, 0.2, 1.0),
+    "mila_s": _mila(512, 0.3, 1.5),
+    "mila_b": _mila(512, 0.5, 2.0),
+    "l2vit_t": _l2vit(drop_path=0.2, source="that of l2vit_b; the drop-path is not public, this is Swin's"),
+    "l2vit_s": _l2vit(drop_path=0.3, source="that of l2vit_b; the drop-path is not public, this is Swin's"),
+    "l2vit_b": _l2vit(drop_path=0.3),
+    "l2vit_b_384": _l2vit(  # fine-tuned from 22k; evaluated at 384 x 384 without a crop
+        drop_path=0.2,
+        batch_size=1024,
+        epochs=30,
+        warmup_epochs=5,
+        learning_rate=4e-5 / 2,
+        warmup_learning_rate=4e-8 / 2,
+        min_learning_rate=4e-7 / 2,
+        weight_decay=1e-8,
+        resize_ratio=1.0,
+        missing="training on ImageNet-22k before",
+    ),
+    "vvt_t": _vvt(0.1),
+    **{f"vvt_{size}": _vvt(0.3, clip_norm=1.0) for size in ("s", "m", "l")},
+}
 RECIPES: dict[str, Recipe] = {
     **{f"flatten_{name}": recipe for name, recipe in _OF_FLATTEN.items()},
     **_OF_FLATTEN,
+    **_OF_RAVLT,
 }

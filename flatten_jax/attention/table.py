@@ -35,7 +35,7 @@ from flatten_jax.attention.ms2d import MS2D
 from flatten_jax.attention.nystrom import Nystrom
 from flatten_jax.attention.performer import Performer
 from flatten_jax.attention.polaformer import PolaFormer
-from flatten_jax.attention.rala import MALA, RALA
+from flatten_jax.attention.rala import MALA, RALA, RALASoftmax
 from flatten_jax.attention.skipat import SkipAt
 from flatten_jax.attention.soft import SOFT, SOFTPlusPlus
 from flatten_jax.attention.softmax import Softmax
@@ -78,6 +78,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "performer": Performer,
     "polaformer": PolaFormer,
     "rala": RALA,
+    "rala_softmax": RALASoftmax,
     "skipat": SkipAt,
     "soft": SOFT,
     "softmax": Softmax,

@@ -84,6 +84,10 @@ class Backbone(nn.Module):
     def final_norm(self, x: jax.Array) -> jax.Array:
         return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
 
+    def final_map(self, x: jax.Array, train: bool) -> jax.Array:
+        """What is pooled, of the last level: that after `final_norm`, unless the family has more there."""
+        return self.final_norm(x)
+
     def pool(self, x: jax.Array) -> jax.Array:
         return x.mean(axis=(1, 2))
 
@@ -195,7 +199,7 @@ class Backbone(nn.Module):
         if output == "maps":
             maps = [self.as_map(levels[i]) for i in indices]
             return [self.map_norm(x, i) for i, x in zip(indices, maps, strict=True)] if self.feature_norm else maps
-        x = self.final_norm(levels[-1])
+        x = self.final_map(levels[-1], train)
         if output == "features":
             return x
         x = self.pool(x)

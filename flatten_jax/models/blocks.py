@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -94,6 +95,16 @@ def conv_norm(
     return BatchNorm(dtype=dtype, name=names[1])(conv(x), train)
 
 
+class Scope(nn.Module):
+    """A level in the names of parameters, around what `make` makes."""
+
+    make: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, *args: Any) -> Any:
+        return self.make(*args)
+
+
 class Mlp(nn.Module):
     """fc2(gelu(fc1(x))) with the exact (erf) GELU.
 
@@ -139,10 +150,7 @@ class Block(nn.Module):
         """x: (B, N, C), rate: of `drop_path` -> (x, what its attention gave), both (B, N, C)."""
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
 
-        def dropped(x: jax.Array) -> jax.Array:
-            drops = site.train and not (isinstance(rate, float) and rate == 0)
-            return drop_path(x, rate, self.make_rng("dropout")) if drops else x
-
+        dropped = partial(dropped_path, self, rate=rate, train=site.train)
         attention = self.attention(name="attn")
         if not self.own_scope:
             nn.share_scope(self, attention)
@@ -151,6 +159,12 @@ class Block(nn.Module):
         x = x + dropped(attended)
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.mlp_local, dtype=self.dtype, name="mlp")
         return x + dropped(mlp(norm(name="norm2")(x), site)), attended
+
+
+def dropped_path(module: nn.Module, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
+    """`drop_path` of a residual of a module, in training."""
+    drops = train and not (isinstance(rate, float) and rate == 0)
+    return drop_path(x, rate, module.make_rng("dropout")) if drops else x
 
 
 def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:

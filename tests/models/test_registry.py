@@ -54,11 +54,31 @@ SIZES = {
     "cswin_s": (34_643_304, 6.827),
     "cswin_b": (73_053_640, 15.026),
     "cswin_b_384": (73_053_640, None),
+    # Of the official classes.
+    "ravlt_t": (14_897_768, None),
+    "ravlt_s": (25_591_208, None),
+    "ravlt_b": (48_241_288, None),
+    "ravlt_l": (95_242_440, None),
+    "mavit_t": (16_449_128, None),
+    "mavit_s": (27_142_568, None),
+    "mavit_b": (49_792_648, None),
+    "mavit_l": (97_766_088, None),
+    "mila_t": (24_392_200, None),
+    "mila_s": (43_015_048, None),
+    "mila_b": (95_983_960, None),
+    "l2vit_t": (28_596_781, None),
+    "l2vit_s": (50_199_157, None),
+    "l2vit_b": (88_577_188, None),
+    "l2vit_b_384": (88_577_188, None),
+    "vvt_t": (12_882_440, None),
+    "vvt_s": (25_492_264, None),
+    "vvt_m": (47_907_304, None),
+    "vvt_l": (61_848_520, None),
 }
 
 
 def count(model):
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(model)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(model)["params"]))
 
 
 @pytest.mark.parametrize("name", SIZES)
