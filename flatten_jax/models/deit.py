@@ -1,8 +1,9 @@
-"""DeiT, with softmax attention and a class token as in timm, or with linear attention and mean pooling."""
+"""DeiT, with a class token as in timm, InLine and Agent Attention, or with linear attention and mean pooling."""
 
 from functools import partial
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -10,12 +11,16 @@ from flatten_jax.attention import Site, of_stage, pattern
 from flatten_jax.hosts import QKVAttention
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.blocks import PatchEmbed, patch_grid
-from flatten_jax.models.published import Published
+from flatten_jax.models.published import WEIGHTS, Published
 from flatten_jax.ops.initializers import position_embedding
 
 
 class DeiT(Backbone):
     """DeiT (Touvron et al., 2021); FLatten-DeiT is the same with linear blocks and no class token.
+
+    InLine-DeiT (Han et al., NeurIPS 2024) keeps the class token and has widths, heads and image sizes of its own: its S
+    and B are narrower than DeiT's, on larger images. Agent-DeiT (Han et al., ECCV 2024) has DeiT's; in B only the first
+    four blocks have agents.
 
     Attributes: those of `Backbone`, and
         image_size: (height, width), each a multiple of `patch_size`.
@@ -88,13 +93,39 @@ _SIZES = {
     "s": dict(embed_dim=384, num_heads=6),
     "b": dict(embed_dim=768, num_heads=12),
 }
+_INLINE = dict(attn_type="inline", class_token=True)
+_AGENT = dict(attn_type="agent", class_token=True, attn_options=nn.FrozenDict(agent_num=49))
 FAMILY = DeiT
 MODELS = {
     **{f"flatten_deit_{size}": dict(own, attn_type="focused") for size, own in _SIZES.items()},
     **{f"deit_{size}": dict(own, attn_type="softmax", class_token=True) for size, own in _SIZES.items()},
+    "inline_deit_t": dict(_INLINE, embed_dim=192, num_heads=6),
+    "inline_deit_s": dict(_INLINE, embed_dim=320, num_heads=10, image_size=(288, 288)),
+    "inline_deit_b": dict(_INLINE, embed_dim=384, num_heads=12, image_size=(448, 448)),
+    "agent_deit_t": dict(_SIZES["t"], **_AGENT),
+    "agent_deit_s": dict(_SIZES["s"], **_AGENT),
+    "agent_deit_s_448": dict(_SIZES["s"], **_AGENT, image_size=(448, 448)),
+    "agent_deit_b": dict(
+        _SIZES["b"], attn_type="agent*4+softmax", class_token=True, attn_options=nn.FrozenDict(agent_num=81)
+    ),
 }
-ALIASES: dict[str, str] = {}
+# The names of InLine's and Agent's functions (models/build.py), and in their configs (MODEL.NAME).
+ALIASES = {
+    **{
+        f"{paper}_deit_{long}": f"{paper}_deit_{long[0]}"
+        for paper in ("inline", "agent")
+        for long in ("tiny", "small", "base")
+    },
+    "agent_deit_small_448": "agent_deit_s_448",
+}
 PUBLISHED = {
     "flatten_deit_t": Published(74.1),
     "deit_t": Published(72.2),
+    "inline_deit_t": Published(74.5, weights=WEIGHTS.format("1d6b8191ad6d4114b291")),
+    "inline_deit_s": Published(80.2, weights=WEIGHTS.format("2f3898b07e9247f3beb3")),
+    "inline_deit_b": Published(82.3, weights=WEIGHTS.format("10bdd726d4b0435eb34e")),
+    "agent_deit_t": Published(74.9, weights=WEIGHTS.format("57e0904221824ee7b7af")),
+    "agent_deit_s": Published(80.5, weights=WEIGHTS.format("fdd43304372541db8ea7")),
+    "agent_deit_s_448": Published(83.1, weights=WEIGHTS.format("a228f86241c445f1969b")),
+    "agent_deit_b": Published(82.0, weights=WEIGHTS.format("5115f15fdd7e4ab58fbc")),
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from flatten_jax.models import cswin, deit, l2vit, mila, pvt, pvt_v2, ravlt, swin, vvt
@@ -10,6 +11,7 @@ from flatten_jax.models.published import Published
 
 # A family's file says FAMILY, its class; MODELS, name -> settings; ALIASES, others' names for them; and PUBLISHED.
 _FAMILIES = (deit, pvt, pvt_v2, swin, cswin, ravlt, mila, l2vit, vvt)
+FAMILIES: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in _FAMILIES}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,22 @@ from flatten_jax.weights.layout import entries, layout
 from . import reference
 
 WHOLE = [
+    "agent_cswin_t",
+    "agent_deit_t",
+    "agent_pvt_t",
+    "agent_swin_t",
     "deit_t",
     "flatten_cswin_t",
     "flatten_deit_t",
     "flatten_pvt_t",
     "flatten_pvt_v2_b0",
     "flatten_swin_t",
+    "inline_cswin_t",
+    "inline_deit_t",
+    "inline_pvt_t",
+    "inline_swin_t",
+    "pola_pvt_t",
+    "pola_swin_t",
     "swin_t",
 ]
 SLOW = ["l2vit_t", "mila_t", "ravlt_t", "vvt_t"]

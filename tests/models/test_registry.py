@@ -74,6 +74,48 @@ SIZES = {
     "vvt_s": (25_492_264, None),
     "vvt_m": (47_907_304, None),
     "vvt_l": (61_848_520, None),
+    # Counted from the official classes.
+    "inline_deit_t": (6_477_736, None),
+    "inline_deit_s": (16_734_760, None),
+    "inline_deit_b": (23_797_096, None),
+    "agent_deit_t": (6_015_640, None),
+    "agent_deit_s": (22_647_112, None),
+    "agent_deit_s_448": (23_070_472, None),
+    "agent_deit_b": (87_204_904, None),
+    "inline_pvt_t": (12_032_232, None),
+    "inline_pvt_s": (21_556_136, None),
+    "inline_pvt_m": (37_618_856, None),
+    "inline_pvt_l": (51_154_280, None),
+    "agent_pvt_t": (11_570_352, None),
+    "agent_pvt_s": (20_635_066, None),
+    "agent_pvt_m": (35_921_746, None),
+    "agent_pvt_m_256": (36_083_682, None),
+    "agent_pvt_l": (48_738_180, None),
+    "pola_pvt_t": (12_924_648, None),
+    "pola_pvt_s": (23_157_224, None),
+    "pola_pvt_m": (39_965_672, None),
+    "pola_pvt_l": (54_366_568, None),
+    "inline_swin_t": (29_223_544, None),
+    "inline_swin_s": (49_793_296, None),
+    "inline_swin_b": (88_350_120, None),
+    "inline_swin_b_384": (88_465_320, None),
+    "agent_swin_t": (28_902_964, None),
+    "agent_swin_s": (49_666_684, None),
+    "agent_swin_s_288": (49_707_964, None),
+    "agent_swin_b": (88_095_096, None),
+    "agent_swin_b_384": (88_305_016, None),
+    "pola_swin_t": (29_285_696, None),
+    "pola_swin_s": (50_603_600, None),
+    "pola_swin_b": (89_137_864, None),
+    "pola_swin_b_384": (91_599_304, None),
+    "inline_cswin_t": (20_604_520, None),
+    "inline_cswin_s": (33_032_872, None),
+    "inline_cswin_b": (73_413_640, None),
+    "inline_cswin_b_384": (73_413_640, None),
+    "agent_cswin_t": (20_458_672, None),
+    "agent_cswin_s": (32_814_100, None),
+    "agent_cswin_b": (73_249_696, None),
+    "agent_cswin_b_384": (73_328_416, None),
 }
 
 
@@ -126,6 +168,11 @@ def test_the_release_names_are_understood():
     assert model == create_model("flatten_cswin_b_384", depths=(1, 1, 1, 1))
     assert model.image_size == (384, 384)
     assert not set(ALIASES) & set(list_models())
+    assert {name: ALIASES[name] for name in ("agent_deit_small_448", "Agent_CSWin_small", "inline_cswin_base_384")} == {
+        "agent_deit_small_448": "agent_deit_s_448",
+        "Agent_CSWin_small": "agent_cswin_s",
+        "inline_cswin_base_384": "inline_cswin_b_384",
+    }
 
 
 @pytest.mark.parametrize(
