@@ -16,6 +16,7 @@ import numpy as np
 from flatten_jax.attention.contract import Attention, Site
 from flatten_jax.attention.table import make_attention
 from flatten_jax.ops.dense import Dense
+from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 
 def project(attention: Attention, letters: str, x: jax.Array) -> dict[str, jax.Array]:
@@ -42,16 +43,18 @@ class QKVAttention(nn.Module):
         attn_type: name of the attention, one of `flatten_jax.list_attentions()`.
         options: its further attributes, such as {"focusing_factor": 3}.
         dtype: of the computation; parameters are float32.
+        conv_init: initial values of the attention's convolutions.
     """
 
     num_heads: int
     attn_type: str = "focused"
     options: Mapping[str, Any] = nn.FrozenDict()
     dtype: jnp.dtype | None = None
+    conv_init: ConvInit = TORCH_CONV
 
     @nn.compact
     def __call__(self, x: jax.Array, site: Site) -> jax.Array:
-        attention = make_attention(self.attn_type, self.num_heads, self.dtype, self.options)
+        attention = make_attention(self.attn_type, self.num_heads, self.dtype, self.options, self.conv_init)
         nn.share_scope(self, attention)
         attention.check(x, site)
         return attend(attention, x, site, project(attention, attention.streams, x))

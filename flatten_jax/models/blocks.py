@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -125,6 +126,7 @@ class Block(nn.Module):
         epsilon: of the two LayerNorms.
         own_scope: whether the attention's parameters are under `attn`; else they, and `norm1`, are the block's (CSwin).
         mlp_local: `local` of the MLP (PVTv2).
+        gamma: at first, of a learned scale of what the MLP gives (Flowformer); None: there is no such scale.
     """
 
     attention: Callable[..., nn.Module]
@@ -132,6 +134,7 @@ class Block(nn.Module):
     epsilon: float = 1e-6
     own_scope: bool = True
     mlp_local: Callable[..., nn.Module] | None = None
+    gamma: float | None = None
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -140,8 +143,7 @@ class Block(nn.Module):
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
 
         def dropped(x: jax.Array) -> jax.Array:
-            drops = site.train and not (isinstance(rate, float) and rate == 0)
-            return drop_path(x, rate, self.make_rng("dropout")) if drops else x
+            return drop_path(x, rate, self.make_rng("dropout")) if drops(site, rate) else x
 
         attention = self.attention(name="attn")
         if not self.own_scope:
@@ -150,7 +152,25 @@ class Block(nn.Module):
         attended = attention(norm(name="norm1")(x) if self.own_scope else x, site)
         x = x + dropped(attended)
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.mlp_local, dtype=self.dtype, name="mlp")
-        return x + dropped(mlp(norm(name="norm2")(x), site)), attended
+        fed = mlp(norm(name="norm2")(x), site)
+        if self.gamma is not None:
+            fed = fed * self.param("gamma", nn.initializers.constant(self.gamma), fed.shape[-1:]).astype(fed.dtype)
+        return x + dropped(fed), attended
+
+
+def drops(site: Site, rate: float | jax.Array) -> bool:
+    """Whether something is to be dropped at all; else no random stream is asked for."""
+    return site.train and not (isinstance(rate, float) and rate == 0)
+
+
+class Scope(nn.Module):
+    """A level in the names of parameters, around what `make` makes."""
+
+    make: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, *args: Any) -> Any:
+        return self.make(*args)
 
 
 def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
