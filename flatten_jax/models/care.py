@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -35,6 +35,8 @@ class CARE(Backbone):
         embed_dims, depths, ratios: the architecture, one entry per stage; ratios are those of a block's two MLPs.
         num_heads: of other attentions than `care`, whose heads have a width of their own.
     """
+
+    heads: ClassVar[tuple[tuple[str, ...], ...]] = (("head",), ("dist_head",))
 
     attn_type: str = "care"
     embed_dims: tuple[int, ...] = (32, 64, 128, 256)

@@ -40,6 +40,7 @@ class EfficientViT(Backbone):
     """
 
     epsilon: ClassVar[float] = 1e-5
+    heads: ClassVar[tuple[tuple[str, ...], ...]] = (("head", "op_list_3"),)
 
     attn_type: str = "litemla"
     embed_dims: tuple[int, ...] = (16, 32, 64, 128, 256)
