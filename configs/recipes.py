@@ -226,6 +226,73 @@ def _of(paper: str, recipes: dict[str, Recipe], source: str) -> dict[str, Recipe
     return {f"{paper}_{name}": own._replace(source=source.format(name.split("_")[0])) for name, own in recipes.items()}
 
 
+def _soft(peak: float, batch_size: int) -> Recipe:
+    """The peak is that of a batch of 1024, the other rates do not scale with the batch."""
+    return Recipe(
+        batch_size,
+        0.1,
+        source="fudan-zvg/SOFT@d3febc3, its scripts; the batch is that of 8 GPUs",
+        warmup_epochs=10,
+        cooldown_epochs=10,
+        learning_rate=peak / 2,
+        warmup_learning_rate=1e-6 * 512 / batch_size,
+        min_learning_rate=5e-5 * 512 / batch_size,
+        clip_norm=1.0,
+        ema_decay=0.99996,
+        missing="a random choice between interpolations",
+    )
+
+
+_efficientvit = partial(
+    Recipe,
+    source="mit-han-lab/efficientvit@de7d773, its configs; the batch is that of 8 GPUs",
+    epochs=320,
+    learning_rate=1e-3,
+    warmup_learning_rate=0.0,
+    min_learning_rate=0.0,
+    clip_norm=2.0,
+    ema_decay=0.9998,
+    weight_decay=0.1,
+    missing="binary cross-entropy, weaker RandAugment, mixup and cutmix, pictures of 128 to 224 px, interpolations at "
+    "random, drop-path that grows with training, BatchNorm statistics estimated again",
+)
+_care = partial(
+    Recipe,
+    1536,
+    0.1,
+    source="zhouyuan888888/CARE-Transformer@400bf94, its script",
+    cooldown_epochs=10,
+    learning_rate=2.5e-3 / 3,
+    warmup_learning_rate=1e-6 / 3,
+    min_learning_rate=1e-5 / 3,
+    missing="distillation: half of the loss is dist_head's, with the labels of a RegNetY-16GF",
+)
+# SOFT, Flowformer, CARE, EfficientViT.
+_OF_SOFT = {
+    **{f"{name}_{size}": _soft(1e-3, 1024) for name in ("soft", "softpp") for size in ("t", "s")},
+    "soft_m": _soft(3.5e-4, 256),
+    "softpp_m": _soft(4e-4, 256),
+    **{f"{name}_l": _soft(3.3e-4, 256) for name in ("soft", "softpp")},
+    **{f"{name}_h": _soft(2.7e-4, 256) for name in ("soft", "softpp")},
+    "flowformer": Recipe(
+        768,
+        0.2,
+        source="thuml/Flowformer@61f5d8c, Flowformer_CV/main.py and its script",
+        warmup_epochs=5,
+        cooldown_epochs=10,
+        warmup_learning_rate=1e-6 / 1.5,
+        min_learning_rate=1e-5 / 1.5,
+        clip_norm=1.0,
+        missing="augmentation without random erasing (--config.augment.erase_prob=0)",
+    ),
+    "care_s0": _care(),
+    "care_s1": _care(),
+    "care_s2": _care(),
+    "efficientvit_b0": _efficientvit(1024, 0.05, resize_ratio=1 / 0.95, source="not public: these are B1's settings"),
+    "efficientvit_b1": _efficientvit(1024, 0.05, resize_ratio=1 / 0.95),
+    "efficientvit_b2": _efficientvit(1024, 0.05, resize_ratio=1.0),
+    "efficientvit_b3": _efficientvit(1024, 0.1, resize_ratio=1.0),
+}
 RECIPES: dict[str, Recipe] = {
     **{f"flatten_{name}": recipe for name, recipe in _OF_FLATTEN.items()},
     **_OF_FLATTEN,
@@ -233,4 +300,5 @@ RECIPES: dict[str, Recipe] = {
     **_of("inline", _OF_INLINE, "LeapLabTHU/InLine@e463a6f, cfgs/"),
     **_of("agent", _OF_AGENT, "LeapLabTHU/Agent-Attention@207ce3e, agent_transformer/cfgs/"),
     **_of("pola", _OF_POLA, "ZacharyMeng/PolaFormer@44cdd39, cfgs/"),
+    **_OF_SOFT,
 }

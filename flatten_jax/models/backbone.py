@@ -1,6 +1,6 @@
 """The surface that all backbones have: logits, features, maps of every level, and what to call them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -49,6 +49,9 @@ class Backbone(nn.Module):
     epsilon: ClassVar[float] = 1e-6  # of the LayerNorms in blocks and after them
     # Endings of the names of what the original's state dict holds and anyone can compute: not loaded.
     computed: ClassVar[tuple[str, ...]] = ()
+
+    # Where the layers are that belong to the classes: what `new_head` makes new.
+    heads: ClassVar[tuple[tuple[str, ...], ...]] = (("head",),)
 
     num_classes: int = 1000
     image_size: tuple[int, int] = (224, 224)
@@ -134,6 +137,9 @@ class Backbone(nn.Module):
         block: type[nn.Module] = Block,
         count: int | None = None,
         scan: bool | None = None,
+        first: int = 0,
+        rates: Sequence[float] | None = None,
+        own: Callable[[int], dict[str, Any]] = lambda j: {},
         **settings: Any,
     ) -> list[jax.Array]:
         """The blocks of stage i, one after the other: what each gives; with `scan` only what the last one gives.
@@ -146,21 +152,28 @@ class Backbone(nn.Module):
             block: makes a block of attention=, epsilon=, dtype=, name= and `settings`.
             count: the first so many blocks only.
             scan: default: the model's.
+            first: number of the first block, in its name.
+            rates: of drop-path; default: `drop_path_rates` over all blocks that have attentions.
+            own: own(j) -> settings of block j alone; blocks with equal ones are alike.
         """
         if x.ndim == 4:
             tokens = x.reshape(x.shape[0], -1, x.shape[3])
             site = site.replace(grid=x.shape[1:3])
-            outputs = self.stage(tokens, site, i, host, name, block=block, count=count, scan=scan, **settings)
+            more = dict(block=block, count=count, scan=scan, first=first, rates=rates, own=own, **settings)
+            outputs = self.stage(tokens, site, i, host, name, **more)
             return [y.reshape(*x.shape[:3], y.shape[2]) for y in outputs]
         attentions = self.attentions()
-        rates = drop_path_rates(self.drop_path, [len(names) for names in attentions])[i][:count]
+        rates = rates or drop_path_rates(self.drop_path, [len(names) for names in attentions])[i]
         names, make = attentions[i][:count], rematerialised(block, self.remat_policy) if self.remat else block
         hosts = [host(j, attention, self.options_of(i, j)) for j, attention in enumerate(names)]
-        settings.update(epsilon=self.epsilon, dtype=self.dtype)
-        blocks = [make(attention=of_block, name=f"{name}{j}", **settings) for j, of_block in enumerate(hosts)]
-        kinds = [(of_block.func, of_block.args, of_block.keywords) for of_block in hosts]
+        settings = {"epsilon": self.epsilon, "dtype": self.dtype, **settings}
+        blocks = [
+            make(attention=of_block, name=f"{name}{first + j}", **settings, **own(j))
+            for j, of_block in enumerate(hosts)
+        ]
+        kinds = [(of_block.func, of_block.args, of_block.keywords, own(j)) for j, of_block in enumerate(hosts)]
         carry = any(attention_class(attention).takes_before for attention in names)
-        return run_blocks(blocks, kinds, rates, x, site, scan=self.scan if scan is None else scan, carry=carry)
+        return run_blocks(blocks, kinds, rates[:count], x, site, scan=self.scan if scan is None else scan, carry=carry)
 
     def options_of(self, i: int, j: int) -> dict[str, Any]:
         """The options of the attention of block j of stage i."""

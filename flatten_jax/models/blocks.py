@@ -136,6 +136,7 @@ class Block(nn.Module):
         epsilon: of the two LayerNorms.
         own_scope: whether the attention's parameters are under `attn`; else they, and `norm1`, are the block's (CSwin).
         mlp_local: `local` of the MLP (PVTv2).
+        gamma: at first, of a learned scale of what the MLP gives (Flowformer); None: there is no such scale.
     """
 
     attention: Callable[..., nn.Module]
@@ -143,6 +144,7 @@ class Block(nn.Module):
     epsilon: float = 1e-6
     own_scope: bool = True
     mlp_local: Callable[..., nn.Module] | None = None
+    gamma: float | None = None
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -158,7 +160,10 @@ class Block(nn.Module):
         attended = attention(norm(name="norm1")(x) if self.own_scope else x, site)
         x = x + dropped(attended)
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.mlp_local, dtype=self.dtype, name="mlp")
-        return x + dropped(mlp(norm(name="norm2")(x), site)), attended
+        fed = mlp(norm(name="norm2")(x), site)
+        if self.gamma is not None:
+            fed = fed * self.param("gamma", nn.initializers.constant(self.gamma), fed.shape[-1:]).astype(fed.dtype)
+        return x + dropped(fed), attended
 
 
 def dropped_path(module: nn.Module, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:

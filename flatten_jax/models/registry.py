@@ -5,12 +5,26 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from flatten_jax.models import cswin, deit, l2vit, mila, pvt, pvt_v2, ravlt, swin, vvt
+from flatten_jax.models import (
+    care,
+    cswin,
+    deit,
+    efficientvit,
+    flowformer,
+    l2vit,
+    mila,
+    pvt,
+    pvt_v2,
+    ravlt,
+    soft,
+    swin,
+    vvt,
+)
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.published import Published
 
 # A family's file says FAMILY, its class; MODELS, name -> settings; ALIASES, others' names for them; and PUBLISHED.
-_FAMILIES = (deit, pvt, pvt_v2, swin, cswin, ravlt, mila, l2vit, vvt)
+_FAMILIES = (deit, pvt, pvt_v2, swin, cswin, ravlt, mila, l2vit, vvt, soft, flowformer, care, efficientvit)
 FAMILIES: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in _FAMILIES}
 
 

@@ -116,7 +116,7 @@ def _nearest(depths: list[int], widths: list[int]) -> list[str]:
 
     def distance(name: str) -> float:
         theirs = _settings(name)
-        if len(theirs[0]) != len(depths):
+        if {len(theirs[0]), len(theirs[1])} != {len(depths)}:
             return math.inf
         pairs = zip((*theirs[0], *theirs[1]), (*depths, *widths), strict=True)
         return sum(abs(math.log(max(1, ours) / max(1, n))) for ours, n in pairs)

