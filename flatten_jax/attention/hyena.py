@@ -16,6 +16,18 @@ from flatten_jax.ops.depthwise import DepthwiseConv
 # Axes by which the picture is turned before the causal convolution, and back after it.
 DIRECTIONS = {"standard": ((),), "seq": ((1, 2),), "4dir": ((), (1, 2), (2,), (1,))}
 
+# The sine layers of a perceptron share one frequency, `freq`, which is in the original's state dict once for each.
+COPIES = {
+    "implicit_filter.1.freq": ("implicit_filter.3.freq", "implicit_filter.5.freq"),
+    "Yimplicit_filter.1.freq": (
+        "Yimplicit_filter.3.freq",
+        "Yimplicit_filter.5.freq",
+        "Ximplicit_filter.1.freq",
+        "Ximplicit_filter.3.freq",
+        "Ximplicit_filter.5.freq",
+    ),
+}
+
 
 def causal_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y[a, b] = sum over a' <= a, b' <= b of kernel[a - a', b - b'] x[a', b'], by FFT in float32.
@@ -57,6 +69,12 @@ class Hyena(Attention):
     takes_prefix: ClassVar[bool] = False
     takes_reduced: ClassVar[bool] = False
     sized: ClassVar[Mapping[str, Sized]] = {"z": Sized(axis=1, along="fixed", of="queries")}
+    computed: ClassVar[tuple[str, ...]] = (
+        "filter_fn.Xdeltas",
+        "filter_fn.Ydeltas",
+        "filter_fn.pos_emb.t",
+        *(copy for copies in COPIES.values() for copy in copies),
+    )
 
     direction: str = "standard"
     product_filter: bool = False

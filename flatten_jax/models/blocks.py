@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -139,10 +140,7 @@ class Block(nn.Module):
         """x: (B, N, C), rate: of `drop_path` -> (x, what its attention gave), both (B, N, C)."""
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
 
-        def dropped(x: jax.Array) -> jax.Array:
-            drops = site.train and not (isinstance(rate, float) and rate == 0)
-            return drop_path(x, rate, self.make_rng("dropout")) if drops else x
-
+        dropped = partial(drop_residual, self, site.train, rate)
         attention = self.attention(name="attn")
         if not self.own_scope:
             nn.share_scope(self, attention)
@@ -153,11 +151,27 @@ class Block(nn.Module):
         return x + dropped(mlp(norm(name="norm2")(x), site)), attended
 
 
+class Layer(nn.Module):
+    """A level in the names of parameters, around what `make` makes."""
+
+    make: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Any:
+        return self.make(x)
+
+
 def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
     """Stochastic depth: the residual x (B, ..., C) of an example is dropped with probability `rate`, else scaled up."""
     keep = 1 - rate
     kept = jax.random.bernoulli(key, keep, (x.shape[0], *[1] * (x.ndim - 1)))
     return jnp.where(kept, x / jnp.asarray(keep, x.dtype), 0)
+
+
+def drop_residual(module: nn.Module, train: bool, rate: float | jax.Array, x: jax.Array) -> jax.Array:
+    """`drop_path` of a residual x of `module`, in training and where there is a rate."""
+    drops = train and not (isinstance(rate, float) and rate == 0)
+    return drop_path(x, rate, module.make_rng("dropout")) if drops else x
 
 
 def drop_path_rates(drop_path: float, depths: Sequence[int]) -> list[list[float]]:

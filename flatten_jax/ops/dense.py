@@ -71,15 +71,17 @@ class Dense(nn.Module):
         features: O.
         use_bias: whether there is a bias.
         dtype: of the computation (None: that of the input and the parameters together).
+        kernel_init: initial values of the kernel.
     """
 
     features: int
     use_bias: bool = True
     dtype: jnp.dtype | None = None
+    kernel_init: nn.initializers.Initializer = linear_kernel
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: (..., I) -> (..., O)."""
-        kernel = self.param("kernel", linear_kernel, (x.shape[-1], self.features))
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         return checkpoint_name(affine(*promote(x, kernel, bias, self.dtype)), PRODUCT)
