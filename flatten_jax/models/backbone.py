@@ -99,8 +99,8 @@ class Backbone(nn.Module):
         """Logits (B, num_classes) of the pooled features."""
         return Dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
-    def drop_rates(self) -> list[list[float]]:
-        """Of drop-path, for the blocks of each stage."""
+    def rates(self) -> list[list[float]]:
+        """Drop-path rates of each stage's blocks."""
         return drop_path_rates(self.drop_path, [len(names) for names in self.attentions()])
 
     def original(self, name: str) -> str:
@@ -160,8 +160,9 @@ class Backbone(nn.Module):
             site = site.replace(grid=x.shape[1:3])
             outputs = self.stage(tokens, site, i, host, name, block=block, count=count, scan=scan, **settings)
             return [y.reshape(*x.shape[:3], y.shape[2]) for y in outputs]
-        rates = self.drop_rates()[i][:count]
-        names, make = self.attentions()[i][:count], rematerialised(block, self.remat_policy) if self.remat else block
+        attentions = self.attentions()
+        rates = self.rates()[i][:count]
+        names, make = attentions[i][:count], rematerialised(block, self.remat_policy) if self.remat else block
         hosts = [host(j, attention, self.options_of(i, j)) for j, attention in enumerate(names)]
         settings.update(epsilon=self.epsilon, dtype=self.dtype)
         blocks = [make(attention=of_block, name=f"{name}{j}", **settings) for j, of_block in enumerate(hosts)]

@@ -27,6 +27,16 @@ def patch_grid(image_size: tuple[int, int], patch_size: int) -> Grid:
     return height // patch_size, width // patch_size
 
 
+class Scope(nn.Module):
+    """A level in the names of parameters, around what `make` makes."""
+
+    make: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, *args: Any) -> Any:
+        return self.make(*args)
+
+
 class PatchEmbed(nn.Module):
     """A strided convolution, `proj` or another name, then a LayerNorm `norm` (not in DeiT).
 
@@ -140,7 +150,7 @@ class Block(nn.Module):
         """x: (B, N, C), rate: of `drop_path` -> (x, what its attention gave), both (B, N, C)."""
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
 
-        dropped = partial(drop_residual, self, site.train, rate)
+        dropped = partial(dropped_path, self, rate=rate, train=site.train)
         attention = self.attention(name="attn")
         if not self.own_scope:
             nn.share_scope(self, attention)
@@ -151,16 +161,6 @@ class Block(nn.Module):
         return x + dropped(mlp(norm(name="norm2")(x), site)), attended
 
 
-class Layer(nn.Module):
-    """A level in the names of parameters, around what `make` makes."""
-
-    make: Callable[..., Any]
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> Any:
-        return self.make(x)
-
-
 def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:
     """Stochastic depth: the residual x (B, ..., C) of an example is dropped with probability `rate`, else scaled up."""
     keep = 1 - rate
@@ -168,8 +168,8 @@ def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Arra
     return jnp.where(kept, x / jnp.asarray(keep, x.dtype), 0)
 
 
-def drop_residual(module: nn.Module, train: bool, rate: float | jax.Array, x: jax.Array) -> jax.Array:
-    """`drop_path` of a residual x of `module`, in training and where there is a rate."""
+def dropped_path(module: nn.Module, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
+    """`drop_path` of a residual of a module, in training."""
     drops = train and not (isinstance(rate, float) and rate == 0)
     return drop_path(x, rate, module.make_rng("dropout")) if drops else x
 

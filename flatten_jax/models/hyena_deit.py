@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from flatten_jax.attention.hyena import COPIES
+from flatten_jax.attention.hyena import COPIES, original_buffers
 from flatten_jax.models.deit import DeiT
 from flatten_jax.models.published import Published
 
@@ -42,6 +42,17 @@ class HyenaDeiT(DeiT):
             raise ValueError(f"pooling={self.pooling!r} must be 'token' or 'mean'")
         return super().pool(x) if self.pooling == "mean" or self.class_token else x[:, 0]
 
+    def torch_buffers(self) -> dict[str, np.ndarray]:
+        (names,), length = self.attentions(), max(self.grid())
+        return {
+            f"blocks.{j}.attn.filter_fn.{buffer}": value
+            for j, name in enumerate(names)
+            if name == "hyena"
+            for buffer, value in original_buffers(
+                self.embed_dim, length, self.options_of(0, j).get("product_filter", False)
+            ).items()
+        }
+
     def torch_copies(self, entries: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {
             name.removesuffix(first) + copy: array
@@ -52,23 +63,15 @@ class HyenaDeiT(DeiT):
         }
 
 
-_SIZES = {
-    "t": dict(embed_dim=192, num_heads=3),
-    "s": dict(embed_dim=384, num_heads=6),
-    "b": dict(embed_dim=768, num_heads=12),
-}
-_TURNS = dict(direction="seq/standard")
+_T = dict(embed_dim=192, num_heads=3)
+_S = dict(embed_dim=384, num_heads=6)
+_TURNS = nn.FrozenDict(direction="seq/standard")
 FAMILY = HyenaDeiT
 MODELS = {
-    **{f"hyena_deit_{size}": dict(own, attn_options=nn.FrozenDict(_TURNS)) for size, own in _SIZES.items()},
-    **{
-        f"hyena_deit_{size}_product": dict(own, attn_options=nn.FrozenDict(_TURNS, product_filter=True))
-        for size, own in _SIZES.items()
-    },
-    **{
-        f"hyena_deit_{size}_hybrid": dict(own, attn_type="hyena*7+softmax", attn_options=nn.FrozenDict(_TURNS))
-        for size, own in _SIZES.items()
-    },
+    "hyena_deit_t": dict(_T, attn_options=_TURNS),
+    "hyena_deit_s": dict(_S, attn_options=_TURNS),
+    "hyena_deit_t_product": dict(_T, attn_options=_TURNS.copy({"product_filter": True})),
+    "hyena_deit_t_hybrid": dict(_T, attn_options=_TURNS, attn_type="hyena*7+softmax"),
 }
 ALIASES: dict[str, str] = {}
 PUBLISHED: dict[str, Published] = {}

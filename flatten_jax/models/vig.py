@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from flatten_jax.attention import Site
 from flatten_jax.attention.contract import Grid
-from flatten_jax.models.blocks import drop_residual
+from flatten_jax.models.blocks import dropped_path
 from flatten_jax.models.isotropic import Isotropic
 from flatten_jax.models.published import Published
 from flatten_jax.ops.convolution import Conv
@@ -111,7 +111,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, site: Site, rate: float | jax.Array = 0.0) -> tuple[jax.Array, jax.Array]:
-        dropped = partial(drop_residual, self, site.train, rate)
+        dropped = partial(dropped_path, self, rate=rate, train=site.train)
         attended = self.attention(name="attn")(_norm(x, self.epsilon, self.dtype, "attn_norm"), site)
         x = x + dropped(attended)
         mlp = GatedMlp(self.hidden_dim, ("gate_proj", "down_proj"), self.dtype, name="mlp")

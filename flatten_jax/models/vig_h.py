@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flatten_jax.attention import Site, pattern
 from flatten_jax.hosts import QKVAttention
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import Layer, drop_residual
+from flatten_jax.models.blocks import Scope, dropped_path
 from flatten_jax.models.published import Published
 from flatten_jax.models.vig import GatedMlp, rounded_up
 from flatten_jax.ops.convolution import Conv
@@ -68,7 +68,7 @@ class ViGH(Backbone):
                     return level, level
                 return level, norm(name="downsample_3")(conv(2 * channels, name="downsample_1")(level))
 
-            level, x = Layer(layer, name=f"layers_{i}")(x)
+            level, x = Scope(layer, name=f"layers_{i}")(x)
             levels.append(level)
         return levels
 
@@ -90,7 +90,7 @@ class _Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, site: Site, rate: float | jax.Array = 0.0) -> tuple[jax.Array, jax.Array]:
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
-        dropped = partial(drop_residual, self, site.train, rate)
+        dropped = partial(dropped_path, self, rate=rate, train=site.train)
         attended = self.attention(name="op")(norm(name="norm")(x), site)
         x = x + dropped(attended)
         mlp = GatedMlp(self.hidden_dim, ("fc1", "fc2"), self.dtype, name="mlp")

@@ -17,6 +17,20 @@ WHOLE = [
     "flatten_swin_t",
     "swin_t",
 ]
+SLOW = [
+    "hyena_deit_t",
+    "hyena_deit_t_hybrid",
+    "mhla_deit_t",
+    "skipat_deit_t",
+    "vig_h_t",
+    "vig_t",
+    "xcit_n12_p16",
+]
+# Maps of features_only, and what the names of the whole model's weights begin with where those of the maps' do not.
+FEATURES = {
+    "vig_h_t_features": (dict(feature_norm=True), ""),
+    "xcit_n12_p16_features": (dict(pyramid=True), ""),
+}
 OPTIONS = [
     "cswin_mixed_stage",
     "cswin_stripes",
@@ -41,11 +55,15 @@ def assert_close(ours, golden):
     assert np.all(ours.argmax(-1) == golden.argmax(-1))
 
 
-@pytest.mark.parametrize("name", WHOLE)
+def weights(golden):
+    return reference.state_dict(golden["keys"], golden.get("gain", ()), golden.get("add", ()))
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_a_model_gives_the_original_logits(name):
     golden = reference.load(name)
-    model = flatten_jax.create_model(name)
-    variables = flatten_jax.from_torch(reference.state_dict(golden["keys"]), model)
+    model = flatten_jax.create_model(name, scan=name in SLOW)
+    variables = flatten_jax.from_torch(weights(golden), model)
     images = reference.images(len(golden["logits"]), *model.image_size)
     assert_close(jax.jit(model.apply)(variables, images), golden["logits"])
 
@@ -60,5 +78,24 @@ def test_an_option_gives_the_original_outputs(name):
     assert_close(output[-1] if model.features_only else output, golden["output"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_backbone_gives_the_original_maps(name):
+    golden, (options, prefix) = reference.load(name), FEATURES[name]
+    size = tuple(map(int, golden["img_hw"]))
+    model = flatten_jax.create_model(
+        name.removesuffix("_features"), image_size=size, features_only=True, scan=True, **options
+    )
+    named = {prefix + name: array for name, array in weights(golden).items()}
+    maps = jax.jit(model.apply)(flatten_jax.from_torch(named, model), reference.images(1, *size))
+    assert len(maps) == golden["n"]
+    for i, x in enumerate(maps):
+        x = np.asarray(x).transpose(0, 3, 1, 2)
+        assert x.shape == tuple(golden[f"shape{i}"])
+        sample = x.ravel()[:: max(1, x.size // 256)][:256]
+        assert np.abs(sample - golden[f"sample{i}"]).max() < 1e-5 * np.abs(golden[f"sample{i}"]).max()
+        assert np.sqrt(np.square(x, dtype=np.float64).mean()) == pytest.approx(golden[f"rms{i}"], rel=1e-5)
+
+
 def test_no_golden_is_left_out():
-    assert sorted(WHOLE + OPTIONS) == sorted(path.stem for path in reference.GOLDENS.glob("*.npz"))
+    assert sorted([*WHOLE, *SLOW, *FEATURES, *OPTIONS]) == sorted(path.stem for path in reference.GOLDENS.glob("*.npz"))
