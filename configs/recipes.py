@@ -135,9 +135,7 @@ _mhla = partial(
     ema_decay=0.9996,
     missing="the script's weaker mixup (--config.augment.mixup=0.2)",
 )
-_hyena = partial(
-    _of_deit, 0.1, source="the defaults of Itamarzimm/HyenaND@869480c, DeiT's; no ImageNet run known"
-)
+_hyena = partial(_of_deit, 0.1, source="the defaults of Itamarzimm/HyenaND@869480c, DeiT's; no ImageNet run known")
 _skipat = partial(
     _of_deit,
     0.1,
