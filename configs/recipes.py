@@ -293,6 +293,70 @@ _OF_SOFT = {
     "efficientvit_b2": _efficientvit(1024, 0.05, resize_ratio=1.0),
     "efficientvit_b3": _efficientvit(1024, 0.1, resize_ratio=1.0),
 }
+
+_vig = partial(
+    Recipe,
+    1024,
+    source="hustvl/ViG@dfb9d32, its configs and README.md",
+    warmup_learning_rate=5e-7,
+    min_learning_rate=5e-6,
+    clip_norm=5.0,
+    ema_decay=0.9999,
+)
+# DeiT's own script and those made of it: only the peak of the learning rate scales with the batch.
+_of_deit = partial(
+    Recipe,
+    1024,
+    warmup_epochs=5,
+    cooldown_epochs=10,
+    warmup_learning_rate=5e-7,
+    min_learning_rate=5e-6,
+    ema_decay=0.99996,
+    missing="repeated augmentation",
+)
+_xcit = partial(
+    _of_deit,
+    source="facebookresearch/xcit@82f5291, main.py and README.md; drop-path of S12, others' from memory of table B.1",
+    epochs=400,
+    resize_ratio=1.0,
+)
+_mhla = partial(
+    Recipe,
+    1024,
+    0.1,
+    source="the paper: epochs, batch and learning rate; else the script of DAGroup-PKU/MHLA@ccf97b2, which is for 200",
+    warmup_epochs=10,
+    ema_decay=0.9996,
+    missing="the script's weaker mixup (--config.augment.mixup=0.2)",
+)
+_hyena = partial(_of_deit, 0.1, source="the defaults of Itamarzimm/HyenaND@869480c, DeiT's; no ImageNet run known")
+_skipat = partial(
+    _of_deit,
+    0.1,
+    source="not public: the paper names DeiT's recipe",
+    resize_ratio=1 / 0.9,
+    missing="repeated augmentation, pictures of mean and deviation 0.5",
+)
+# ViG, XCiT, and the DeiTs of MHLA, Hyena and SkipAt.
+_OF_VIG = {
+    "vig_t": _vig(0.0, learning_rate=1e-3),
+    "vig_s": _vig(0.2, weight_decay=0.1),
+    "vig_b": _vig(0.5, learning_rate=1e-3),
+    "vig_h_t": _vig(0.2, learning_rate=8e-4),
+    "vig_h_s": _vig(0.3),
+    "vig_h_b": _vig(0.6),
+    **{
+        f"xcit_{size}_p{patch}": _xcit(drop_path)
+        for size, drop_path in dict(n12=0.0, t12=0.0, s12=0.05, t24=0.05, s24=0.1, m24=0.15, l24=0.25).items()
+        for patch in (16, 8)
+    },
+    "mhla_deit_t": _mhla(),
+    "mhla_deit_s": _mhla(),
+    "hyena_deit_t": _hyena(),
+    "hyena_deit_s": _hyena(),
+    "skipat_deit_t": _skipat(),
+    "skipat_deit_s": _skipat(),
+}
 RECIPES: dict[str, Recipe] = {
     **{f"flatten_{name}": recipe for name, recipe in _OF_FLATTEN.items()},
     **_OF_FLATTEN,
@@ -301,4 +365,5 @@ RECIPES: dict[str, Recipe] = {
     **_of("agent", _OF_AGENT, "LeapLabTHU/Agent-Attention@207ce3e, agent_transformer/cfgs/"),
     **_of("pola", _OF_POLA, "ZacharyMeng/PolaFormer@44cdd39, cfgs/"),
     **_OF_SOFT,
+    **_OF_VIG,
 }

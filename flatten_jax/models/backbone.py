@@ -1,6 +1,6 @@
 """The surface that all backbones have: logits, features, maps of every level, and what to call them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -106,8 +106,20 @@ class Backbone(nn.Module):
         """Logits (B, num_classes) of the pooled features."""
         return Dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
+    def rates(self) -> list[list[float]]:
+        """Drop-path rates of each stage's blocks."""
+        return drop_path_rates(self.drop_path, [len(names) for names in self.attentions()])
+
+    def original(self, name: str) -> str:
+        """PyTorch's name of an entry that would be called `name` by the names of our modules."""
+        return name
+
     def torch_buffers(self) -> dict[str, np.ndarray]:
         """What the original's strict loading asks for besides weights: PyTorch's name -> value. See `computed`."""
+        return {}
+
+    def torch_copies(self, entries: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the original's state dict holds under a second name: that name -> the entry. See `computed`."""
         return {}
 
     # Options that only blocks with scores (True), or only those without (False), look at.
@@ -138,7 +150,6 @@ class Backbone(nn.Module):
         count: int | None = None,
         scan: bool | None = None,
         first: int = 0,
-        rates: Sequence[float] | None = None,
         own: Callable[[int], dict[str, Any]] = lambda j: {},
         **settings: Any,
     ) -> list[jax.Array]:
@@ -153,17 +164,16 @@ class Backbone(nn.Module):
             count: the first so many blocks only.
             scan: default: the model's.
             first: number of the first block, in its name.
-            rates: of drop-path; default: `drop_path_rates` over all blocks that have attentions.
             own: own(j) -> settings of block j alone; blocks with equal ones are alike.
         """
         if x.ndim == 4:
             tokens = x.reshape(x.shape[0], -1, x.shape[3])
             site = site.replace(grid=x.shape[1:3])
-            more = dict(block=block, count=count, scan=scan, first=first, rates=rates, own=own, **settings)
+            more = dict(block=block, count=count, scan=scan, first=first, own=own, **settings)
             outputs = self.stage(tokens, site, i, host, name, **more)
             return [y.reshape(*x.shape[:3], y.shape[2]) for y in outputs]
         attentions = self.attentions()
-        rates = rates or drop_path_rates(self.drop_path, [len(names) for names in attentions])[i]
+        rates = self.rates()[i][:count]
         names, make = attentions[i][:count], rematerialised(block, self.remat_policy) if self.remat else block
         hosts = [host(j, attention, self.options_of(i, j)) for j, attention in enumerate(names)]
         settings = {"epsilon": self.epsilon, "dtype": self.dtype, **settings}
@@ -173,7 +183,7 @@ class Backbone(nn.Module):
         ]
         kinds = [(of_block.func, of_block.args, of_block.keywords, own(j)) for j, of_block in enumerate(hosts)]
         carry = any(attention_class(attention).takes_before for attention in names)
-        return run_blocks(blocks, kinds, rates[:count], x, site, scan=self.scan if scan is None else scan, carry=carry)
+        return run_blocks(blocks, kinds, rates, x, site, scan=self.scan if scan is None else scan, carry=carry)
 
     def options_of(self, i: int, j: int) -> dict[str, Any]:
         """The options of the attention of block j of stage i."""

@@ -27,6 +27,16 @@ def patch_grid(image_size: tuple[int, int], patch_size: int) -> Grid:
     return height // patch_size, width // patch_size
 
 
+class Scope(nn.Module):
+    """A level in the names of parameters, around what `make` makes."""
+
+    make: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, *args: Any) -> Any:
+        return self.make(*args)
+
+
 class PatchEmbed(nn.Module):
     """A strided convolution, `proj` or another name, then a LayerNorm `norm` (not in DeiT).
 
@@ -177,6 +187,12 @@ def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Arra
     keep = 1 - rate
     kept = jax.random.bernoulli(key, keep, (x.shape[0], *[1] * (x.ndim - 1)))
     return jnp.where(kept, x / jnp.asarray(keep, x.dtype), 0)
+
+
+def dropped_path(module: nn.Module, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
+    """`drop_path` of a residual of a module, in training."""
+    drops = train and not (isinstance(rate, float) and rate == 0)
+    return drop_path(x, rate, module.make_rng("dropout")) if drops else x
 
 
 def drop_path_rates(drop_path: float, depths: Sequence[int]) -> list[list[float]]:

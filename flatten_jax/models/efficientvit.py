@@ -62,10 +62,18 @@ class EfficientViT(Backbone):
     def attentions(self) -> list[tuple[str, ...]]:
         return pattern(self.attn_type, self.depths[2:])
 
-    def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
+    def _branch_rates(self) -> list[float]:
+        """Drop-path rates of all residual branches; a block of attention has two."""
         branches = self.stem_depth + sum(depth - 1 for depth in self.depths[:2]) + 2 * sum(self.depths[2:])
-        step = self.drop_path / branches
-        rates = iter([step * (i + 1) for i in range(branches)])
+        return [self.drop_path * (i + 1) / branches for i in range(branches)]
+
+    def rates(self) -> list[list[float]]:
+        rates = self._branch_rates()[-2 * sum(self.depths[2:]) :: 2]
+        return [rates[: self.depths[2]], rates[self.depths[2] :]]
+
+    def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
+        rates = self._branch_rates()
+        step, rates = rates[0], iter(rates)
         block = rematerialised(_ConvBlock, self.remat_policy) if self.remat else _ConvBlock
         block = partial(block, epsilon=self.epsilon, dtype=self.dtype)
 
@@ -86,8 +94,7 @@ class EfficientViT(Backbone):
             x = first(x, Site(x.shape[1:3], train=train))
             site = Site(x.shape[1:3], train=train)
             if i >= 2:
-                of_blocks = [next(rates) for _ in range(2 * depth)][::2]
-                kind = dict(block=_AttentionBlock, first=1, rates=of_blocks, step=step)
+                kind = dict(block=_AttentionBlock, first=1, step=step)
                 return self.stage(x, site, i - 2, partial(host, width=width), "op_list_", **kind)[-1]
             for j in range(1, depth):
                 x = block(width, rate=next(rates), name=f"op_list_{j}")(x, site)

@@ -11,20 +11,46 @@ from flatten_jax.models import (
     deit,
     efficientvit,
     flowformer,
+    hyena_deit,
     l2vit,
+    mhla_deit,
     mila,
     pvt,
     pvt_v2,
     ravlt,
+    skipat_deit,
     soft,
     swin,
+    vig,
+    vig_h,
     vvt,
+    xcit,
 )
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.published import Published
 
 # A family's file says FAMILY, its class; MODELS, name -> settings; ALIASES, others' names for them; and PUBLISHED.
-_FAMILIES = (deit, pvt, pvt_v2, swin, cswin, ravlt, mila, l2vit, vvt, soft, flowformer, care, efficientvit)
+_FAMILIES = (
+    deit,
+    pvt,
+    pvt_v2,
+    swin,
+    cswin,
+    ravlt,
+    mila,
+    l2vit,
+    vvt,
+    soft,
+    flowformer,
+    care,
+    efficientvit,
+    vig,
+    vig_h,
+    xcit,
+    mhla_deit,
+    hyena_deit,
+    skipat_deit,
+)
 FAMILIES: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in _FAMILIES}
 
 

@@ -28,6 +28,7 @@ WHOLE = [
     "pola_swin_t",
     "swin_t",
 ]
+<<<<<<< HEAD
 SLOW = ["care_s0", "efficientvit_b1", "flowformer", "l2vit_t", "mila_t", "ravlt_t", "soft_t", "vvt_t"]
 # Maps of features_only, and what the names of the whole model's weights begin with where those of the maps' do not.
 FEATURES = {
@@ -35,6 +36,21 @@ FEATURES = {
     "mavit_t_features": (dict(feature_norm=True), ""),
     "mila_t_features": (dict(feature_norm=True), ""),
     "efficientvit_b1_features": (dict(), "backbone."),
+=======
+SLOW = [
+    "hyena_deit_t",
+    "hyena_deit_t_hybrid",
+    "mhla_deit_t",
+    "skipat_deit_t",
+    "vig_h_t",
+    "vig_t",
+    "xcit_n12_p16",
+]
+# Maps of features_only, and what the names of the whole model's weights begin with where those of the maps' do not.
+FEATURES = {
+    "vig_h_t_features": (dict(feature_norm=True), ""),
+    "xcit_n12_p16_features": (dict(pyramid=True), ""),
+>>>>>>> vig
 }
 OPTIONS = [
     "cswin_mixed_stage",
@@ -83,12 +99,15 @@ def test_an_option_gives_the_original_outputs(name):
     assert_close(output[-1] if model.features_only else output, golden["output"])
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("name", SLOW)
 def test_a_model_has_the_original_names_and_shapes(name):
     rows = layout(flatten_jax.create_model(name))
     assert {key: list(shape) for key, shape in entries(rows).items()} == dict(reference.load(name)["keys"])
 
 
+=======
+>>>>>>> vig
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FEATURES)
 def test_a_backbone_gives_the_original_maps(name):
