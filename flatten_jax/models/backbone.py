@@ -113,6 +113,10 @@ class Backbone(nn.Module):
         idle |= set() if self.features_only else {"out_indices", "feature_norm"}
         return idle | (set() if self.remat else {"remat_policy"})
 
+    def rates(self) -> list[list[float]]:
+        """Drop-path rates of each stage's blocks."""
+        return drop_path_rates(self.drop_path, [len(names) for names in self.attentions()])
+
     def default_indices(self) -> tuple[int, ...]:
         return tuple(range(len(self.level_info())))
 
@@ -149,7 +153,7 @@ class Backbone(nn.Module):
             outputs = self.stage(tokens, site, i, host, name, block=block, count=count, scan=scan, **settings)
             return [y.reshape(*x.shape[:3], y.shape[2]) for y in outputs]
         attentions = self.attentions()
-        rates = drop_path_rates(self.drop_path, [len(names) for names in attentions])[i][:count]
+        rates = self.rates()[i][:count]
         names, make = attentions[i][:count], rematerialised(block, self.remat_policy) if self.remat else block
         hosts = [host(j, attention, self.options_of(i, j)) for j, attention in enumerate(names)]
         settings.update(epsilon=self.epsilon, dtype=self.dtype)

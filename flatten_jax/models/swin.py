@@ -1,6 +1,6 @@
 """Swin as in the FLatten release: linear stages with large windows, softmax stages with small ones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from flatten_jax.attention import Site, pattern, takes_bias
 from flatten_jax.hosts import WindowAttention
 from flatten_jax.hosts.grids import pad_to_windows
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import PatchEmbed
+from flatten_jax.models.blocks import PatchEmbed, Scope
 from flatten_jax.models.published import WEIGHTS, Published
 from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.norm import LayerNorm
@@ -79,7 +79,7 @@ class Swin(Backbone):
                 merge = _PatchMerging(self.epsilon, self.dtype, name="downsample") if i < count - 1 else lambda x: x
                 return level, merge(level)
 
-            level, x = _Layer(layer, name=f"layers_{i}")(x)
+            level, x = Scope(layer, name=f"layers_{i}")(x)
             levels.append(level)
         return levels
 
@@ -93,16 +93,6 @@ class Swin(Backbone):
         if self.window_size:
             softmax = 7 if self.window_size <= 56 else 12
         return self.window_size or max(self.image_size), self.softmax_window_size or softmax
-
-
-class _Layer(nn.Module):
-    """A level in the names of parameters, around what `make` makes."""
-
-    make: Callable[..., Any]
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> Any:
-        return self.make(x)
 
 
 class _PatchMerging(nn.Module):
