@@ -103,6 +103,11 @@ class Backbone(nn.Module):
         """What the original's strict loading asks for besides weights: PyTorch's name -> value. See `computed`."""
         return {}
 
+    @classmethod
+    def twin(cls, name: str) -> str:
+        """The other name of an entry that the original's state dict holds twice, as it does shared weights; or ""."""
+        return ""
+
     # Options that only blocks with scores (True), or only those without (False), look at.
     only_with: ClassVar[Mapping[str, bool]] = {}
 

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from flatten_jax.models import convnext, convnext_isotropic, cswin, deit, hornet, pvt, pvt_v2, swin
+from flatten_jax.models import convnext, convnext_isotropic, cswin, cvt, deit, hornet, pvt, pvt_v2, sret, svt, swin
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.published import Published
 
 # A family's file says FAMILY, its class; MODELS, name -> settings; ALIASES, others' names for them; and PUBLISHED.
-_FAMILIES = (deit, pvt, pvt_v2, swin, cswin, convnext, convnext_isotropic, hornet)
+_FAMILIES = (deit, pvt, pvt_v2, swin, cswin, convnext, convnext_isotropic, hornet, cvt, sret, svt)
 
 
 @dataclasses.dataclass(frozen=True)

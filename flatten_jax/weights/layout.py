@@ -213,10 +213,15 @@ def _join(modules: Iterable[str], leaf: str) -> str:
 
 
 def is_buffer(name: str, wanted: Container[str] = ()) -> bool:
-    """Whether PyTorch's name is that of something computed, which no one needs to load, and none of `wanted`."""
+    """Whether PyTorch's name is that of what no one needs to load, and none of `wanted`.
+
+    That is something computed, or what is `wanted` under another name (`Backbone.twin`).
+    """
     if name in wanted:
         return False
     families = {entry.family for entry in MODELS.values()}
+    if any(family.twin(name) in wanted for family in families):
+        return True
     declared = [ending for cls in (*families, *ATTENTIONS.values()) for ending in cls.computed]
     return name.rpartition(".")[2] in _BUFFERS or f".{name}".endswith(tuple(f".{ending}" for ending in declared))
 
