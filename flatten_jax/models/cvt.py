@@ -17,6 +17,8 @@ from flatten_jax.models.published import Published
 from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.initializers import TORCH_CONV, linear_kernel, position_embedding
 
+_EMBEDS = (7, 4, 2), (3, 2, 1)  # size, stride and padding of the patches, in the first stage and the others
+
 
 class CvT(Backbone):
     """CvT (Wu et al., ICCV 2021, arXiv 2103.15808). No positions are added anywhere.
@@ -68,8 +70,8 @@ class CvT(Backbone):
                 x = self.stage(x, site, i, host, "blocks_", **settings)[-1]
                 return x if prefix else x.reshape(x.shape[0], *grid, x.shape[2])
 
-            size, stride = (7, 4) if i == 0 else (3, 2)
-            embed = partial(PatchEmbed, self.embed_dims[i], size, stride, padding=size // 2, dtype=self.dtype)
+            size, stride, padding = _EMBEDS[i > 0]
+            embed = partial(PatchEmbed, self.embed_dims[i], size, stride, padding, dtype=self.dtype)
             x = _Stage(embed, blocks, bool(prefix), name=f"stage{i}")(x)
             levels.append(x)
         return levels
@@ -81,8 +83,9 @@ class CvT(Backbone):
         if x.ndim == 4:
             return x
         height, width = self.image_size
-        for size, stride in [(7, 4), *[(3, 2)] * (len(self.depths) - 1)]:
-            height, width = ((side + 2 * (size // 2) - size) // stride + 1 for side in (height, width))
+        for i in range(len(self.depths)):
+            size, stride, padding = _EMBEDS[i > 0]
+            height, width = ((side + 2 * padding - size) // stride + 1 for side in (height, width))
         return x[:, 1:].reshape(x.shape[0], height, width, -1)
 
     def classify(self, x: jax.Array, train: bool) -> jax.Array:

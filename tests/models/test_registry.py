@@ -54,11 +54,42 @@ SIZES = {
     "cswin_s": (34_643_304, 6.827),
     "cswin_b": (73_053_640, 15.026),
     "cswin_b_384": (73_053_640, None),
+    "convnext_t": (28_589_128, None),
+    "convnext_s": (50_223_688, None),
+    "convnext_b": (88_591_464, None),
+    "convnext_l": (197_767_336, None),
+    "convnext_isotropic_s": (22_308_712, None),
+    "convnext_isotropic_b": (87_083_752, None),
+    "convnext_isotropic_l": (305_942_504, None),
+    "hornet_t": (22_409_512, None),
+    "hornet_t_gf": (22_991_848, None),
+    "hornet_s": (49_528_264, None),
+    "hornet_s_gf": (50_401_768, None),
+    "hornet_b": (87_256_680, None),
+    "hornet_b_gf": (88_421_352, None),
+    "hornet_b_gf_384": (92_099_560, None),
+    "hornet_l": (194_542_504, None),
+    "hornet_l_gf": (196_289_512, None),
+    "hornet_l_gf_384": (201_806_824, None),
+    "cvt_13": (19_997_480, None),
+    "cvt_13_384": (19_997_480, None),
+    "cvt_21": (31_622_696, None),
+    "cvt_21_384": (31_622_696, None),
+    "cvt_w24": (277_196_392, None),
+    "sret_t": (4_755_979, None),
+    "sret_lt": (4_988_024, None),
+    "sret_s": (20_899_692, None),
+    "sret_t_wo_slice": (4_755_979, None),
+    "sret_lt_wo_slice": (4_988_024, None),
+    "sret_s_wo_slice": (20_899_692, None),
+    "svt_h_s": (22_052_592, None),
+    "svt_h_b": (32_878_544, None),
+    "svt_h_l": (54_594_000, None),
 }
 
 
 def count(model):
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(model)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_variables(model)["params"]))
 
 
 @pytest.mark.parametrize("name", SIZES)
