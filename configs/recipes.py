@@ -357,6 +357,84 @@ _OF_VIG = {
     "skipat_deit_t": _skipat(),
     "skipat_deit_s": _skipat(),
 }
+_SHORT = "pictures are evaluated with their aspect: the shorter side is resized"
+# The original's 4e-3 is for its batch of 4096.
+_convnext = partial(
+    Recipe,
+    4096,
+    source="facebookresearch/ConvNeXt, TRAINING.md and main.py",
+    warmup_learning_rate=0.0,
+    min_learning_rate=1e-6 / 8,
+    ema_decay=0.9999,
+    missing=_SHORT,
+)
+_isotropic = partial(_convnext, source="that of ConvNeXt; the drop-path is from memory")
+_hornet = partial(_convnext, source="raoyongming/HorNet@ac9e210, README.md, and that of ConvNeXt")
+# Peak 2.5e-4 (CvT-13) and 1.25e-4 (CvT-21) on a GPU of 256 and 128 pictures, times the number of GPUs; the rest is not.
+_cvt = partial(
+    Recipe,
+    batch_size=2048,
+    drop_path=0.1,
+    source="microsoft/CvT@56984ed, its configs; the batch is that of the paper",
+    warmup_epochs=5,
+    cooldown_epochs=10,
+    warmup_learning_rate=1e-6 / 4,
+    min_learning_rate=1e-5 / 4,
+    missing=_SHORT,
+)
+_cvt_384 = partial(_cvt, source="that of 224 px; the one of 384 px is not at hand", resize_ratio=1.0, missing="")
+_cvt_21 = dict(weight_decay=0.1, missing=f"repeated augmentation; {_SHORT}")
+_sret = partial(
+    Recipe,
+    1024,
+    0.1,
+    source="szq0214/SReT@c16fe12, README.md; else the defaults of DeiT",
+    warmup_epochs=30,
+    cooldown_epochs=10,
+    learning_rate=1e-3,
+    warmup_learning_rate=1e-6 / 2,
+    min_learning_rate=1e-5 / 2,
+)
+_svt = partial(
+    Recipe,
+    1024,
+    source="badripatro/svt, README.md; batch, warm-up and the lower rates are not at hand, these are DeiT's",
+    epochs=310,
+    warmup_epochs=5,
+    warmup_learning_rate=1e-6 / 2,
+    min_learning_rate=1e-5 / 2,
+    missing="labels of 7 x 7 tokens from an external set, repeated augmentation",
+)
+# ConvNeXt, HorNet, CvT, SReT, SVT.
+_OF_CONVNEXT = {
+    "convnext_t": _convnext(0.1),
+    "convnext_s": _convnext(0.4),
+    "convnext_b": _convnext(0.5),
+    "convnext_l": _convnext(0.5),
+    "convnext_isotropic_s": _isotropic(0.1),
+    "convnext_isotropic_b": _isotropic(0.2),
+    "hornet_t": _hornet(0.2, clip_norm=100.0),
+    "hornet_s": _hornet(0.4, clip_norm=5.0),
+    "hornet_b": _hornet(0.5, clip_norm=5.0),
+    "hornet_t_gf": _hornet(0.2, clip_norm=1.0),
+    "hornet_s_gf": _hornet(0.4, clip_norm=1.0, missing=f"RandAugment of magnitude 12; {_SHORT}"),
+    "hornet_b_gf": _hornet(0.5, clip_norm=1.0, missing=f"RandAugment of magnitude 15; {_SHORT}"),
+    "cvt_13": _cvt(),
+    "cvt_21": _cvt(**_cvt_21),
+    "cvt_13_384": _cvt_384(),
+    "cvt_21_384": _cvt_384(weight_decay=0.1, missing="repeated augmentation"),
+    "cvt_w24": _cvt_384(drop_path=0.3, weight_decay=0.1, missing="pretraining on ImageNet-22k, fine-tuning from it"),
+    **{
+        f"sret_{size}{sliced}": _sret(
+            missing="repeated augmentation" + ("" if sliced else ", a permutation drawn anew in every step")
+        )
+        for size in ("t", "lt", "s")
+        for sliced in ("", "_wo_slice")
+    },
+    "svt_h_s": _svt(0.1),
+    "svt_h_b": _svt(0.1),
+    "svt_h_l": _svt(0.3, clip_norm=1.0),
+}
 RECIPES: dict[str, Recipe] = {
     **{f"flatten_{name}": recipe for name, recipe in _OF_FLATTEN.items()},
     **_OF_FLATTEN,
@@ -366,4 +444,5 @@ RECIPES: dict[str, Recipe] = {
     **_of("pola", _OF_POLA, "ZacharyMeng/PolaFormer@44cdd39, cfgs/"),
     **_OF_SOFT,
     **_OF_VIG,
+    **_OF_CONVNEXT,
 }

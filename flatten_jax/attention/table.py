@@ -40,6 +40,7 @@ from flatten_jax.attention.skipat import SkipAt
 from flatten_jax.attention.soft import SOFT, SOFTPlusPlus
 from flatten_jax.attention.softmax import Softmax
 from flatten_jax.attention.sret import SReT
+from flatten_jax.attention.svt import SVT
 from flatten_jax.attention.taylor import Taylor
 from flatten_jax.attention.taylorshift import TaylorShift
 from flatten_jax.attention.transnormer import TransNormer, TransNormerDiag, TransNormerV2
@@ -84,6 +85,7 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "softmax": Softmax,
     "softpp": SOFTPlusPlus,
     "sret": SReT,
+    "svt": SVT,
     "t5": T5,
     "taylor": Taylor,
     "taylorshift": TaylorShift,

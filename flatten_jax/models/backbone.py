@@ -47,7 +47,7 @@ class Backbone(nn.Module):
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
     epsilon: ClassVar[float] = 1e-6  # of the LayerNorms in blocks and after them
-    # Endings of the names of what the original's state dict holds and anyone can compute: not loaded.
+    # Patterns of how the names end of what the original's state dict holds and anyone can compute: not loaded.
     computed: ClassVar[tuple[str, ...]] = ()
 
     # Where the layers are that belong to the classes: what `new_head` makes new.
@@ -106,10 +106,6 @@ class Backbone(nn.Module):
         """Logits (B, num_classes) of the pooled features."""
         return Dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
-    def rates(self) -> list[list[float]]:
-        """Drop-path rates of each stage's blocks."""
-        return drop_path_rates(self.drop_path, [len(names) for names in self.attentions()])
-
     def original(self, name: str) -> str:
         """PyTorch's name of an entry that would be called `name` by the names of our modules."""
         return name
@@ -131,6 +127,10 @@ class Backbone(nn.Module):
         idle = {option for option, scores in self.only_with.items() if scores not in present}
         idle |= set() if self.features_only else {"out_indices", "feature_norm"}
         return idle | (set() if self.remat else {"remat_policy"})
+
+    def rates(self) -> list[list[float]]:
+        """Drop-path rates of each stage's blocks."""
+        return drop_path_rates(self.drop_path, [len(names) for names in self.attentions()])
 
     def default_indices(self) -> tuple[int, ...]:
         return tuple(range(len(self.level_info())))

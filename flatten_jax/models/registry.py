@@ -7,10 +7,14 @@ from typing import Any
 
 from flatten_jax.models import (
     care,
+    convnext,
+    convnext_isotropic,
     cswin,
+    cvt,
     deit,
     efficientvit,
     flowformer,
+    hornet,
     hyena_deit,
     l2vit,
     mhla_deit,
@@ -20,6 +24,8 @@ from flatten_jax.models import (
     ravlt,
     skipat_deit,
     soft,
+    sret,
+    svt,
     swin,
     vig,
     vig_h,
@@ -50,6 +56,12 @@ _FAMILIES = (
     mhla_deit,
     hyena_deit,
     skipat_deit,
+    convnext,
+    convnext_isotropic,
+    hornet,
+    cvt,
+    sret,
+    svt,
 )
 FAMILIES: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in _FAMILIES}
 
