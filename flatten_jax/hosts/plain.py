@@ -18,12 +18,12 @@ from flatten_jax.attention.table import make_attention
 from flatten_jax.ops.dense import Dense
 
 
-def project(attention: Attention, letters: str, x: jax.Array) -> dict[str, jax.Array]:
+def project(attention: Attention, letters: str, x: jax.Array, use_bias: bool = True) -> dict[str, jax.Array]:
     """Streams of an attention, (B, N, ·) each, by one linear layer whose name is their letters."""
     if not letters:
         return {}
     widths = [attention.widths(x.shape[-1])[letter] for letter in letters]
-    streams = Dense(sum(widths), use_bias=attention.stream_bias, dtype=attention.dtype, name=letters)(x)
+    streams = Dense(sum(widths), use_bias=use_bias and attention.stream_bias, dtype=attention.dtype, name=letters)(x)
     return dict(zip(letters, jnp.split(streams, np.cumsum(widths[:-1]), axis=-1), strict=True))
 
 
@@ -55,3 +55,25 @@ class QKVAttention(nn.Module):
         nn.share_scope(self, attention)
         attention.check(x, site)
         return attend(attention, x, site, project(attention, attention.streams, x))
+
+
+class SplitAttention(nn.Module):
+    """QKVAttention with queries and keys in one projection, values in another, neither with a bias: the form of TNT.
+
+    Attributes: those of QKVAttention.
+    """
+
+    num_heads: int
+    attn_type: str = "softmax"
+    options: Mapping[str, Any] = nn.FrozenDict()
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, site: Site) -> jax.Array:
+        attention = make_attention(self.attn_type, self.num_heads, self.dtype, self.options)
+        nn.share_scope(self, attention)
+        attention.check(x, site)
+        scores = "".join(letter for letter in attention.streams if letter in "qk")
+        others = "".join(letter for letter in attention.streams if letter not in "qk")
+        streams = project(attention, scores, x, False) | project(attention, others, x, False)
+        return attend(attention, x, site, streams)

@@ -99,6 +99,14 @@ class Backbone(nn.Module):
         """Logits (B, num_classes) of the pooled features."""
         return Dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
+    def rates(self) -> list[list[float]]:
+        """Drop-path rates of each stage's blocks."""
+        return drop_path_rates(self.drop_path, [len(names) for names in self.attentions()])
+
+    def original(self, name: str) -> str:
+        """PyTorch's name of an entry that would be called `name` by the names of our modules."""
+        return name
+
     def torch_buffers(self) -> dict[str, np.ndarray]:
         """What the original's strict loading asks for besides weights: PyTorch's name -> value. See `computed`."""
         return {}
@@ -135,7 +143,8 @@ class Backbone(nn.Module):
         """The blocks of stage i, one after the other: what each gives; with `scan` only what the last one gives.
 
         Args:
-            x: (B, N, C) tokens at `site`, or a map (B, height, width, C), then the results are maps too.
+            x: (B, N, C) tokens at `site`, or a map (B, height, width, C), then the results are maps too; or whatever
+                else `block` takes and gives: TNT's words beside the tokens.
             host: host(j, attention, options) -> a partial that makes the host of block j's attention; blocks with equal
                 ones are alike.
             name: of the blocks, "stage1_" say, to which their number is added.
@@ -143,13 +152,13 @@ class Backbone(nn.Module):
             count: the first so many blocks only.
             scan: default: the model's.
         """
-        if x.ndim == 4:
+        if isinstance(x, jax.Array) and x.ndim == 4:
             tokens = x.reshape(x.shape[0], -1, x.shape[3])
             site = site.replace(grid=x.shape[1:3])
             outputs = self.stage(tokens, site, i, host, name, block=block, count=count, scan=scan, **settings)
             return [y.reshape(*x.shape[:3], y.shape[2]) for y in outputs]
         attentions = self.attentions()
-        rates = drop_path_rates(self.drop_path, [len(names) for names in attentions])[i][:count]
+        rates = self.rates()[i][:count]
         names, make = attentions[i][:count], rematerialised(block, self.remat_policy) if self.remat else block
         hosts = [host(j, attention, self.options_of(i, j)) for j, attention in enumerate(names)]
         settings.update(epsilon=self.epsilon, dtype=self.dtype)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,6 +25,16 @@ def patch_grid(image_size: tuple[int, int], patch_size: int) -> Grid:
         nearest = tuple(max(1, round(side / patch_size)) * patch_size for side in image_size)
         raise ValueError(f"{image_size=} is not divisible by {patch_size=}; the nearest that is: {nearest}")
     return height // patch_size, width // patch_size
+
+
+class Scope(nn.Module):
+    """A level in the names of parameters, around what `make` makes."""
+
+    make: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, *args: Any) -> Any:
+        return self.make(*args)
 
 
 class PatchEmbed(nn.Module):
@@ -139,10 +150,7 @@ class Block(nn.Module):
         """x: (B, N, C), rate: of `drop_path` -> (x, what its attention gave), both (B, N, C)."""
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
 
-        def dropped(x: jax.Array) -> jax.Array:
-            drops = site.train and not (isinstance(rate, float) and rate == 0)
-            return drop_path(x, rate, self.make_rng("dropout")) if drops else x
-
+        dropped = partial(dropped_path, self, rate=rate, train=site.train)
         attention = self.attention(name="attn")
         if not self.own_scope:
             nn.share_scope(self, attention)
@@ -158,6 +166,12 @@ def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Arra
     keep = 1 - rate
     kept = jax.random.bernoulli(key, keep, (x.shape[0], *[1] * (x.ndim - 1)))
     return jnp.where(kept, x / jnp.asarray(keep, x.dtype), 0)
+
+
+def dropped_path(module: nn.Module, x: jax.Array, rate: float | jax.Array, train: bool) -> jax.Array:
+    """`drop_path` of a residual of a module, in training."""
+    drops = train and not (isinstance(rate, float) and rate == 0)
+    return drop_path(x, rate, module.make_rng("dropout")) if drops else x
 
 
 def drop_path_rates(drop_path: float, depths: Sequence[int]) -> list[list[float]]:

@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from flatten_jax.models import cswin, deit, pvt, pvt_v2, swin
+from flatten_jax.models import crossvit, cswin, deit, msvmamba, pvt, pvt_v2, stvit, swin, tnt
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.published import Published
 
 # A family's file says FAMILY, its class; MODELS, name -> settings; ALIASES, others' names for them; and PUBLISHED.
-_FAMILIES = (deit, pvt, pvt_v2, swin, cswin)
+_FAMILIES = (deit, pvt, pvt_v2, swin, cswin, crossvit, tnt, msvmamba, stvit)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from flatten_jax.attention import ATTENTIONS, Attention, Site, Sized, takes_bias
 from flatten_jax.hosts import WindowAttention
 from flatten_jax.hosts.drop_in import AttentionLayer, FocusedLinearAttention
 from flatten_jax.hosts.grids import Windows, relative_position_index
-from flatten_jax.models import dummy_images
+from flatten_jax.models import Backbone, dummy_images
 from flatten_jax.models.registry import MODELS
 
 Path = tuple[str, ...]
@@ -72,6 +72,10 @@ class Row(NamedTuple):
         """Its name in our own files."""
         return "/".join(self.path if self.collection == "params" else (self.collection, *self.path))
 
+    def renamed(self, original: Callable[[str], str]) -> "Row":
+        """This row with PyTorch's names as `original` has them."""
+        return self._replace(name=original(self.name), parts=tuple((original(n), width) for n, width in self.parts))
+
     def entries(self) -> dict[str, Shape]:
         """PyTorch's entries that it is made of, with their shapes."""
         widths = self.parts or ((self.name, self.shape[-1] if self.shape else 0),)
@@ -122,13 +126,14 @@ def layout(model: nn.Module, example: Any = None, **call: Any) -> list[Row]:
 
     variables = visit_calls(model, visit, example, **call)
     blocks = {_block(path) for path in seen}
-    return [
+    rows = [
         _row(collection, path, tuple(leaf.shape), seen)._replace(
             block=next((path[:n] for n in range(len(path)) if path[:n] in blocks), ())
         )
         for collection, tree in variables.items()
         for path, leaf in flatten_dict(tree).items()
     ]
+    return [row.renamed(model.original) for row in rows] if isinstance(model, Backbone) else rows
 
 
 class _Seen(NamedTuple):
