@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from flatten_jax.attention import Site, of_stage, pattern
 from flatten_jax.attention.contract import Grid, heads
@@ -161,7 +160,7 @@ def resized(images: jax.Array, size: Grid) -> jax.Array:
     """(B, height, width, C) -> (B, *size, C), bicubic as in PyTorch; the same array if it is of that size."""
     if images.shape[1:3] == size:
         return images
-    rows, columns = (bicubic_matrix(n, m).astype(np.float32) for n, m in zip(images.shape[1:3], size, strict=True))
+    rows, columns = (bicubic_matrix(n, m).astype(images.dtype) for n, m in zip(images.shape[1:3], size, strict=True))
     return _resize(images, rows, columns)
 
 

@@ -13,16 +13,20 @@ def load(name):
     """A golden's entries, JSON decoded."""
     with np.load(GOLDENS / f"{name}.npz") as file:
         golden = dict(file)
-    return {k: json.loads(str(v)) if k in ("keys", "options") else v for k, v in golden.items()}
+    return {k: json.loads(str(v)) if k in ("keys", "options", "gain", "add") else v for k, v in golden.items()}
 
 
-def state_dict(keys, gain=()):
+def state_dict(keys, gain=(), add=()):
     """PyTorch's state dict, [[name, shape], ...] filled by the rule of the goldens.
 
-    `gain` holds [suffix, number]: an entry whose name ends with the suffix is that many times as large.
+    `gain` and `add` hold [suffix, number]: an entry whose name ends with the suffix is that many times as large, or
+    larger by that.
     """
-    factors = {name: next((f for suffix, f in gain if name.endswith(suffix)), 1) for name, _ in keys}
-    return {name: np.float32(factors[name]) * _weight(name, tuple(shape)) for name, shape in keys}
+
+    def told(name, numbers, otherwise):
+        return np.float32(next((number for suffix, number in numbers if name.endswith(suffix)), otherwise))
+
+    return {name: told(name, gain, 1) * _weight(name, tuple(shape)) + told(name, add, 0) for name, shape in keys}
 
 
 def images(batch, height, width):

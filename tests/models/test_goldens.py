@@ -17,6 +17,7 @@ WHOLE = [
     "flatten_swin_t",
     "swin_t",
 ]
+SLOW = ["crossvit_ti", "msvmamba_n", "stvit_r_swin_t", "tnt_s"]
 OPTIONS = [
     "cswin_mixed_stage",
     "cswin_stripes",
@@ -41,11 +42,15 @@ def assert_close(ours, golden):
     assert np.all(ours.argmax(-1) == golden.argmax(-1))
 
 
-@pytest.mark.parametrize("name", WHOLE)
+def weights(golden):
+    return reference.state_dict(golden["keys"], golden.get("gain", ()), golden.get("add", ()))
+
+
+@pytest.mark.parametrize("name", [*WHOLE, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_a_model_gives_the_original_logits(name):
     golden = reference.load(name)
-    model = flatten_jax.create_model(name)
-    variables = flatten_jax.from_torch(reference.state_dict(golden["keys"]), model)
+    model = flatten_jax.create_model(name, scan=name in SLOW)
+    variables = flatten_jax.from_torch(weights(golden), model)
     images = reference.images(len(golden["logits"]), *model.image_size)
     assert_close(jax.jit(model.apply)(variables, images), golden["logits"])
 
@@ -61,4 +66,4 @@ def test_an_option_gives_the_original_outputs(name):
 
 
 def test_no_golden_is_left_out():
-    assert sorted(WHOLE + OPTIONS) == sorted(path.stem for path in reference.GOLDENS.glob("*.npz"))
+    assert sorted([*WHOLE, *SLOW, *OPTIONS]) == sorted(path.stem for path in reference.GOLDENS.glob("*.npz"))
