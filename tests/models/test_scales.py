@@ -17,7 +17,7 @@ from flatten_jax.weights.resample import bicubic
 SMALL = {
     "crossvit": (
         "crossvit_ti",
-        dict(widths=(8, 12), num_heads=(2, 2), depth=2, branch_depths=(1, 2), image_size=(40, 60)),
+        dict(widths=(8, 12), num_heads=(2, 2), depth=2, branch_depths=(1, 2), image_size=(48, 72)),
     ),
     "tnt": (
         "tnt_s",
