@@ -49,6 +49,8 @@ class Backbone(nn.Module):
     epsilon: ClassVar[float] = 1e-6  # of the LayerNorms in blocks and after them
     # Endings of the names of what the original's state dict holds and anyone can compute: not loaded.
     computed: ClassVar[tuple[str, ...]] = ()
+    # Where the layers are that belong to the classes: what `new_head` makes new.
+    heads: ClassVar[tuple[tuple[str, ...], ...]] = (("head",),)
 
     num_classes: int = 1000
     image_size: tuple[int, int] = (224, 224)

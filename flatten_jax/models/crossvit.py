@@ -46,6 +46,7 @@ class CrossViT(Backbone):
     """
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ("pos_embed_0", "pos_embed_1", "cls_token_0", "cls_token_1")
+    heads: ClassVar[tuple[tuple[str, ...], ...]] = (("head_0",), ("head_1",))
     class_token: ClassVar[bool] = True
 
     image_size: tuple[int, int] = (240, 240)

@@ -153,10 +153,11 @@ def _fitted(
     given = given if ours else regrouped(rows, given)
     names = {row.ours: (row.ours,) if ours else tuple(row.entries()) for row in rows}
     added = parameters_added(model) if model.features_only else set()
+    of_head = {row.ours for row in rows if any(row.path[: len(head)] == head for head in model.heads)}
     made_rows = {
         row.ours
         for row in rows
-        if (new_head and row.path[0] == "head") or (row.path in added and not set(names[row.ours]) & set(given))
+        if (new_head and row.ours in of_head) or (row.path in added and not set(names[row.ours]) & set(given))
     }
     made = {name for ours_name in made_rows for name in names[ours_name]}
 
@@ -173,7 +174,7 @@ def _fitted(
 
     given_shapes = {name: array.shape for name, array in given.items()}
     if given_shapes != wanted:
-        head = {name for row in rows if row.path[0] == "head" for name in names[row.ours]}
+        head = {name for row in rows if row.ours in of_head for name in names[row.ours]}
         hint = head_hint(head - made, given_shapes, wanted)
         hint += "" if ours else attention_hint(given_shapes, wanted, model)
         check_entries(f"{label} does not fit {describe(model)}", given_shapes, wanted, made, hint)
