@@ -26,6 +26,8 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
             "train_split": "train",
             "eval_split": "eval",  # the one that the set has
             "workers": 8,  # processes that decode and augment; 0: a thread of this process
+            "mean": recipe.mean,  # of the channels, 0 to 1, by which pictures are normalised
+            "std": recipe.std,
             "on_corrupt": "fail",  # or "skip": replace an unreadable training picture, and count it
             "examples": 0,  # of name="synthetic"
         }
@@ -35,6 +37,7 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
             "scale": (0.08, 1.0),  # of the random crop's area
             "ratio": (3 / 4, 4 / 3),
             "hflip": 0.5,
+            "repeats": recipe.repeats,  # of a picture in an epoch, which has fewer pictures for it
             "rand_augment": "rand-m9-mstd0.5-inc1",
             "erase_prob": 0.25,
             "mixup": 0.8,
@@ -71,8 +74,9 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
         {
             "every_epochs": 1.0,
             "batch_size": recipe.batch_size,
-            # Both sides are resized to this times the model's, which squashes the picture; then the central crop.
+            # Pictures are resized to this times the model's size; then the central crop.
             "resize_ratio": recipe.resize_ratio,
+            "resize": recipe.resize,  # "squash": both sides; "short": the shorter side, the aspect stays
         }
     )
     config.checkpoint = ml_collections.ConfigDict({"every_epochs": 1.0, "keep": 3})

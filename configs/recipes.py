@@ -3,6 +3,8 @@
 from functools import partial
 from typing import NamedTuple
 
+from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD
+
 
 class Recipe(NamedTuple):
     """How a model is trained on ImageNet-1k.
@@ -21,6 +23,11 @@ class Recipe(NamedTuple):
         weight_decay: AdamW's.
         resize_ratio: for evaluation both sides are resized to this times the model's, before the central crop.
         missing: what the original training has besides, and this one has not.
+        resize_ratio: for evaluation pictures are resized to this times the model's size, before the central crop.
+        missing: what the original training has besides, and this one has not.
+        resize: "squash" both sides to it, or the "short" one.
+        repeats: of a picture in an epoch (repeated augmentation).
+        mean, std: of the channels.
     """
 
     batch_size: int
@@ -37,6 +44,10 @@ class Recipe(NamedTuple):
     weight_decay: float = 0.05
     resize_ratio: float = 256 / 224
     missing: str = ""
+    resize: str = "squash"
+    repeats: int = 1
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
 
 
 # Where a number differs between the paper and the release it is the release's.
@@ -435,6 +446,61 @@ _OF_CONVNEXT = {
     "svt_h_b": _svt(0.1),
     "svt_h_l": _svt(0.3, clip_norm=1.0),
 }
+_crossvit = partial(
+    Recipe,
+    4096,
+    0.1,
+    source="IBM/CrossViT: DeiT's main.py, the README's example on 4 nodes; batch and repetitions from memory",
+    warmup_epochs=30,
+    warmup_learning_rate=1e-6 / 8,
+    min_learning_rate=1e-5 / 8,
+    resize="short",
+    repeats=3,
+)
+_tnt = partial(
+    Recipe,
+    1024,
+    0.1,
+    source="huawei-noah/Efficient-AI-Backbones, tnt_pytorch: the README's command, timm's train.py",
+    warmup_epochs=5,
+    warmup_learning_rate=1e-6 / 2,
+    min_learning_rate=1e-5 / 2,
+    ema_decay=0.99996,
+    resize_ratio=1 / 0.9,
+    resize="short",
+    repeats=3,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
+_msvmamba = partial(
+    Recipe,
+    1024,
+    0.2,
+    source="YuHengsss/MSVMamba@57a5ee5, configs of the branch master and the defaults of config.py",
+    warmup_learning_rate=5e-7,
+    min_learning_rate=5e-6,
+    clip_norm=5.0,
+    resize="short",
+)
+_stvit = partial(
+    Recipe,
+    1024,
+    source="changsn/STViT-R, the logs of Swin-S and Swin-B; otherwise Swin's settings",
+    warmup_learning_rate=5e-7,
+    min_learning_rate=5e-6,
+    clip_norm=5.0,
+    resize="short",
+)
+# CrossViT, TNT, MSVMamba, STViT-R.
+_OF_SCALES = {
+    **{f"crossvit_{size}": _crossvit() for size in ("ti", "s", "b", "9", "15", "18")},
+    **{f"crossvit_{size}_dagger": _crossvit() for size in ("9", "15", "18")},
+    **{f"tnt_{size}": _tnt() for size in ("s", "b")},
+    **{f"msvmamba_{size}": _msvmamba() for size in ("n", "m", "t")},
+    "stvit_r_swin_t": _stvit(drop_path=0.2, source="not public: these are STViT-R's settings of Swin-S"),
+    "stvit_r_swin_s": _stvit(drop_path=0.3),
+    "stvit_r_swin_b": _stvit(drop_path=0.4),
+}
 RECIPES: dict[str, Recipe] = {
     **{f"flatten_{name}": recipe for name, recipe in _OF_FLATTEN.items()},
     **_OF_FLATTEN,
@@ -445,4 +511,5 @@ RECIPES: dict[str, Recipe] = {
     **_OF_SOFT,
     **_OF_VIG,
     **_OF_CONVNEXT,
+    **_OF_SCALES,
 }

@@ -12,7 +12,7 @@ from flatten_jax.analysis.capture import capture
 from flatten_jax.analysis.layer import Layer
 from flatten_jax.analysis.matrices import numerical_rank, singular_values
 from flatten_jax.analysis.profile import depth_profile, of_block, query_maps, variants
-from flatten_jax.models.images import normalize
+from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 FIGURES = ("attention", "spectra", "depth")
 CENTRE = (0.5, 0.5)
@@ -27,6 +27,8 @@ def visualize(
     block: int = -1,
     head: int = 0,
     queries: Sequence[tuple[float, float]] = (CENTRE,),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
 ) -> Figure:
     """A figure of what a model attends to in pictures.
 
@@ -41,6 +43,7 @@ def visualize(
         block: number of the block, from 0, or from -1 backwards.
         head: of "spectra", as `block`.
         queries: (down, right) as shares of the picture's height and width, 0 to 1.
+        mean, std: of the channels, by which pictures are normalised.
     """
     if figure not in FIGURES:
         raise ValueError(f"{figure=} is none of {', '.join(FIGURES)}")
@@ -51,7 +54,7 @@ def visualize(
     for query in queries:
         if len(query) != 2 or not all(0 <= share <= 1 for share in query):
             raise ValueError(f"{query=} must be two shares of the picture's height and width, 0 to 1, such as 0.5,0.25")
-    layers = capture(model, variables, normalize(np.stack(pictures)))
+    layers = capture(model, variables, normalize(np.stack(pictures), mean, std))
     if figure == "depth":
         profile = depth_profile(layers, model.image_size)
         return figures.by_depth({"mean over the heads": profile})

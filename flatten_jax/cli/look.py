@@ -95,7 +95,7 @@ def predict(args: argparse.Namespace) -> None:
     runtime.keep_freed_memory()
     trained = load_or_random(args)
     runtime.cache_compilations()
-    predictor = Predictor(trained.model, trained.variables, trained.class_names, trained.resize_ratio)
+    predictor = Predictor(trained.model, trained.variables, trained.class_names, **trained.preprocessing)
     pictures = find_pictures(args.pictures)
     predictions = predictor(pictures, top=args.top, batch_size=args.batch_size)
     failed = report(predictions, len(pictures), args.format, args.output, overwrite=args.overwrite)
@@ -142,9 +142,10 @@ def visualize(args: argparse.Namespace) -> None:
         from flatten_jax.trained.predict import find_pictures
 
         trained = load_or_random(args)
-        transform = eval_transform(trained.model.image_size, trained.resize_ratio)
+        transform = eval_transform(trained.model.image_size, trained.resize_ratio, trained.resize)
         pictures = [transform(decode(Path(file).read_bytes(), file)) for file in find_pictures(args.pictures)]
         options = dict(block=args.block, head=args.head, queries=args.query or [CENTRE])
+        options |= dict(mean=trained.mean, std=trained.std)
         figure = visualize(trained.model, trained.variables, pictures, args.figure, **options)
     figure.savefig(args.output, dpi=120)
     print(f"written: {args.output}")

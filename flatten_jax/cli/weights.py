@@ -84,9 +84,15 @@ def share(args: argparse.Namespace) -> None:
 
     trained = load_trained(args, best=True)
     print(trained.said)
-    known = {k: getattr(trained, k) for k in ("class_names", "resize_ratio", "evaluation", "dataset", "origin")}
+    known = {k: getattr(trained, k) for k in ("class_names", "evaluation", "dataset", "origin")}
     hub.save_pretrained(
-        args.folder, trained.model, trained.variables, **known, licence=args.licence, overwrite=args.overwrite
+        args.folder,
+        trained.model,
+        trained.variables,
+        **known,
+        **trained.preprocessing,
+        licence=args.licence,
+        overwrite=args.overwrite,
     )
     print(f"written: {args.folder}, for `flatten-jax predict --from {args.folder}` and flatten_jax.from_pretrained")
     if args.push:

@@ -14,6 +14,7 @@ from PIL import Image, ImageFile
 from flatten_jax.data import jpeg, rand_augment
 
 RESIZE_RATIO = 256 / 224  # of the evaluation's resize over its crop, where a run's config does not say another
+RESIZE_MODES = ("squash", "short")  # of the evaluation; the first where nothing says another
 CROP_ATTEMPTS = 10  # torchvision RandomResizedCrop.get_params
 REDUCTIONS = (8, 4, 2)  # libjpeg's scaled inverse transforms that are as fast as the whole one
 BICUBIC = ResizeAlg.convolution(FilterType.catmull_rom)  # which is what Pillow calls so
@@ -75,15 +76,20 @@ def decode(image: bytes | np.ndarray, name: str) -> Image.Image:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Squashes the picture to `resize` (bicubic, the aspect ratio is lost) and takes its central `crop`.
+    """Resizes the picture (bicubic) and takes its central `crop`.
 
-    The release resizes to (256, 256) and crops (224, 224). `crop == resize` is a resize alone.
+    With the mode "squash" it is resized to `resize`, by which the aspect ratio is lost: the release has (256, 256) and
+    crops (224, 224), and `crop == resize` is a resize alone. With "short" the aspect ratio stays and the picture covers
+    `resize`: if that is a square, its shorter side is as long (torchvision's Resize of one number).
     """
 
     resize: tuple[int, int]
     crop: tuple[int, int]
+    mode: str = "squash"
 
     def __post_init__(self):
+        if self.mode not in RESIZE_MODES:
+            raise ValueError(f"resize={self.mode!r} has to be one of {', '.join(RESIZE_MODES)}")
         _check_size("resize", self.resize)
         _check_size("crop", self.crop)
         if self.crop[0] > self.resize[0] or self.crop[1] > self.resize[1]:
@@ -91,16 +97,33 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Returns uint8 (crop_height, crop_width, 3)."""
+        resize, (height, width) = self._size(image.height, image.width), self.crop
         # round() goes to the even number at a half, as in torchvision's center_crop.
-        top, left = (round((outer - inner) / 2) for outer, inner in zip(self.resize, self.crop, strict=True))
-        height, width = self.crop
-        image = image.resize(self.resize[::-1], Image.Resampling.BICUBIC)
+        top, left = (round((outer - inner) / 2) for outer, inner in zip(resize, self.crop, strict=True))
+        image = image.resize(resize[::-1], Image.Resampling.BICUBIC)
         return np.asarray(image.crop((left, top, left + width, top + height)))
 
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """What a picture is resized to."""
+        rows, columns = self.resize
+        if self.mode == "squash":
+            return rows, columns
+        # The longer side is rounded down, as in torchvision.
+        if rows * width >= columns * height:
+            return rows, rows * width // height
+        return columns * height // width, columns
 
-def eval_transform(image_size: tuple[int, int], resize_ratio: float = RESIZE_RATIO) -> EvalTransform:
-    """To `resize_ratio` times a model's (height, width), then the crop that it takes."""
-    return EvalTransform(tuple(math.floor(side * resize_ratio + 1e-6) for side in image_size), tuple(image_size))
+
+def eval_transform(
+    image_size: tuple[int, int], resize_ratio: float = RESIZE_RATIO, resize: str = RESIZE_MODES[0]
+) -> EvalTransform:
+    """To `resize_ratio` times a model's (height, width), rounded down, then the crop that it takes.
+
+    Args:
+        resize: "squash", whatever the picture's aspect, or "short": the shorter side to that length.
+    """
+    size = tuple(math.floor(side * resize_ratio + 1e-6) for side in image_size)
+    return EvalTransform(size, tuple(image_size), resize)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Batches of uint8 pictures, read and transformed by Grain in worker processes.
 
 A batch is a pure function of (seed, step). An epoch's order is a permutation keyed by (seed, epoch), an example's
-random numbers are keyed by (seed, epoch, index), and the processes of a run take consecutive slices of the global
-batch. So nothing depends on the number of workers or processes, and a run resumes anywhere by `start_step`.
+random numbers are keyed by (seed, epoch, index), and its repetition where it comes again, and the processes of a run
+take consecutive slices of the global batch. So nothing depends on the number of workers or processes, and a run resumes
+anywhere by `start_step`.
 """
 
 import atexit
@@ -65,6 +66,7 @@ def train_batches(
     process_count: int = 1,
     workers: int = 0,
     on_corrupt: str = "fail",
+    repeats: int = 1,
 ) -> Iterator[Batch]:
     """This process's part b = batch_size / process_count of the batches start_step, ..., stop_step - 1.
 
@@ -76,6 +78,9 @@ def train_batches(
         workers: worker processes; each makes whole batches. 0: threads of this process.
         on_corrupt: "fail", or "skip": a picture that cannot be decoded gives its place to another one, chosen by
             (seed, epoch, index), is counted in `skipped`, and is named once in the log.
+        repeats: how often in a row a picture comes, each time with random numbers of its own: repeated augmentation
+            (Hoffer et al., CVPR 2020), as in DeiT. An epoch has as many pictures as without, and so takes its share of
+            the examples only, other ones in every epoch.
 
     Yields:
         image uint8 (b, height, width, 3), label int32 (b,), skipped int32 (b,), 1 where a picture was replaced.
@@ -88,19 +93,36 @@ def train_batches(
     local_size = _local_size(batch_size, process_index, process_count)
     if on_corrupt not in ("fail", "skip"):
         raise ValueError(f"{on_corrupt=} has to be 'fail' or 'skip'")
+    if repeats < 1:
+        raise ValueError(f"{repeats=} has to be 1, for no repetition, or more")
     if seed < 0 or not 0 <= start_step <= stop_step:
         raise ValueError(f"{seed=}, {start_step=}, {stop_step=}: expected 0 <= seed and 0 <= start_step <= stop_step")
     batches = _TrainBatches(
-        source, transform, batch_size, process_index * local_size, local_size, seed, start_step, stop_step, on_corrupt
+        source,
+        transform,
+        batch_size,
+        process_index * local_size,
+        local_size,
+        seed,
+        start_step,
+        stop_step,
+        on_corrupt,
+        repeats,
     )
     return _iterate(batches, _picture_shape(transform, np.random.default_rng(0)), workers)
 
 
 def train_batch(
-    source: Source, transform: Callable[..., np.ndarray], *, batch_size: int, seed: int, step: int
+    source: Source,
+    transform: Callable[..., np.ndarray],
+    *,
+    batch_size: int,
+    seed: int,
+    step: int,
+    repeats: int = 1,
 ) -> Batch:
     """The batch of one step, made in this thread. Arguments, result and errors as in `train_batches`."""
-    return _TrainBatches(source, transform, batch_size, 0, batch_size, seed, step, step + 1, "fail")[0][0]
+    return _TrainBatches(source, transform, batch_size, 0, batch_size, seed, step, step + 1, "fail", repeats)[0][0]
 
 
 def eval_batches(
@@ -202,6 +224,7 @@ class _TrainBatches:
     start_step: int
     stop_step: int
     on_corrupt: str
+    repeats: int
 
     def __len__(self) -> int:
         return self.stop_step - self.start_step
@@ -213,8 +236,10 @@ class _TrainBatches:
         first = step * self.batch_size + self.offset
         images, all_faults = None, []
         labels, skipped = np.empty((2, self.local_size), np.int32)
-        for place, i in enumerate(_order(self.seed, epoch, size)[first : first + self.local_size]):
-            image, labels[place], faults = self._example(epoch, int(i))
+        order = _order(self.seed, epoch, size)
+        for place in range(self.local_size):
+            which, repetition = divmod(first + place, self.repeats)
+            image, labels[place], faults = self._example(epoch, int(order[which]), repetition)
             if images is None:
                 images = np.empty((self.local_size, *image.shape), image.dtype)
             images[place] = image  # at once, so that the next picture reuses this one's memory, still in the cache
@@ -222,8 +247,9 @@ class _TrainBatches:
             all_faults += faults
         return {"image": images, "label": labels, "skipped": skipped}, tuple(all_faults)
 
-    def _example(self, epoch: int, index: int) -> tuple[np.ndarray, int, Faults]:
-        rng = np.random.default_rng([self.seed, epoch, index, AUGMENTATION])
+    def _example(self, epoch: int, index: int, repetition: int) -> tuple[np.ndarray, int, Faults]:
+        key = [self.seed, epoch, index, AUGMENTATION]
+        rng = np.random.default_rng([*key, repetition] if repetition else key)
         faults = []
         while True:
             try:

@@ -19,12 +19,15 @@ from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.initializers import NORMAL, TORCH_CONV, ConvInit
 
 
-def project(attention: Attention, letters: str, x: jax.Array, initial: ConvInit = NORMAL) -> dict[str, jax.Array]:
+def project(
+    attention: Attention, letters: str, x: jax.Array, initial: ConvInit = NORMAL, use_bias: bool = True
+) -> dict[str, jax.Array]:
     """Streams of an attention, (B, N, ·) each, by one linear layer whose name is their letters."""
     if not letters:
         return {}
     widths = [attention.widths(x.shape[-1])[letter] for letter in letters]
-    layer = Dense(sum(widths), use_bias=attention.stream_bias, dtype=attention.dtype, initial=initial, name=letters)
+    use_bias = use_bias and attention.stream_bias
+    layer = Dense(sum(widths), use_bias=use_bias, dtype=attention.dtype, initial=initial, name=letters)
     streams = layer(x)
     return dict(zip(letters, jnp.split(streams, np.cumsum(widths[:-1]), axis=-1), strict=True))
 
@@ -64,3 +67,25 @@ class QKVAttention(nn.Module):
         attention.check(x, site)
         streams = project(attention, attention.streams, x, self.linear_init)
         return attend(attention, x, site, streams, self.linear_init)
+
+
+class SplitAttention(nn.Module):
+    """QKVAttention with queries and keys in one projection, values in another, neither with a bias: the form of TNT.
+
+    Attributes: those of QKVAttention.
+    """
+
+    num_heads: int
+    attn_type: str = "softmax"
+    options: Mapping[str, Any] = nn.FrozenDict()
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, site: Site) -> jax.Array:
+        attention = make_attention(self.attn_type, self.num_heads, self.dtype, self.options)
+        nn.share_scope(self, attention)
+        attention.check(x, site)
+        scores = "".join(letter for letter in attention.streams if letter in "qk")
+        others = "".join(letter for letter in attention.streams if letter not in "qk")
+        streams = project(attention, scores, x, use_bias=False) | project(attention, others, x, use_bias=False)
+        return attend(attention, x, site, streams)

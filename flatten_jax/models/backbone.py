@@ -49,7 +49,6 @@ class Backbone(nn.Module):
     epsilon: ClassVar[float] = 1e-6  # of the LayerNorms in blocks and after them
     # Patterns of how the names end of what the original's state dict holds and anyone can compute: not loaded.
     computed: ClassVar[tuple[str, ...]] = ()
-
     # Where the layers are that belong to the classes: what `new_head` makes new.
     heads: ClassVar[tuple[tuple[str, ...], ...]] = (("head",),)
 
@@ -156,7 +155,8 @@ class Backbone(nn.Module):
         """The blocks of stage i, one after the other: what each gives; with `scan` only what the last one gives.
 
         Args:
-            x: (B, N, C) tokens at `site`, or a map (B, height, width, C), then the results are maps too.
+            x: (B, N, C) tokens at `site`, or a map (B, height, width, C), then the results are maps too; or whatever
+                else `block` takes and gives: TNT's words beside the tokens.
             host: host(j, attention, options) -> a partial that makes the host of block j's attention; blocks with equal
                 ones are alike.
             name: of the blocks, "stage1_" say, to which their number is added.
@@ -166,7 +166,7 @@ class Backbone(nn.Module):
             first: number of the first block, in its name.
             own: own(j) -> settings of block j alone; blocks with equal ones are alike.
         """
-        if x.ndim == 4:
+        if isinstance(x, jax.Array) and x.ndim == 4:
             tokens = x.reshape(x.shape[0], -1, x.shape[3])
             site = site.replace(grid=x.shape[1:3])
             more = dict(block=block, count=count, scan=scan, first=first, own=own, **settings)

@@ -1,5 +1,7 @@
 """What images are to the models: their shape, and the mean and standard deviation that they are normalised by."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def normalize(images: jax.Array) -> jax.Array:
-    """uint8 (..., 3) to float32 of ImageNet's mean 0 and standard deviation 1 per channel."""
-    return (images.astype(jnp.float32) / 255 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+def normalize(
+    images: jax.Array, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> jax.Array:
+    """uint8 (..., 3) to float32 of mean 0 and standard deviation 1 per channel, which are ImageNet's unless told."""
+    return (images.astype(jnp.float32) / 255 - jnp.array(mean)) / jnp.array(std)
 
 
 def dummy_images(model: nn.Module, batch_size: int = 1) -> jax.Array:

@@ -47,7 +47,7 @@ def run_blocks(
         blocks: bound modules, in order.
         kinds: of each block; equal kinds compute the same of variables of the same shapes.
         rates: of drop-path.
-        x: (B, N, C) at `site`.
+        x: (B, N, C) at `site`, or whatever else the blocks take and give.
         carry: each block's site tells what the attention of the block before gave.
 
     Returns:
@@ -91,7 +91,7 @@ def _loop(
     # Leaves (repeats, ...), one tree for each block of the unit.
     stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *(b.variables for b in blocks)) for blocks in alike]
     if carry and site.before is None:
-        site = site.replace(before=jnp.zeros_like(x))
+        site = site.replace(before=jnp.zeros_like(jax.tree.leaves(x)[-1]))
 
     def turn(carried: tuple, inputs: tuple) -> tuple[tuple, list]:
         (x, site), (variables, noise), changed = carried, inputs, []

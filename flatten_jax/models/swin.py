@@ -57,31 +57,40 @@ class Swin(Backbone):
         return pattern(self.attn_type, self.depths)
 
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
-        embed = PatchEmbed(self.embed_dim, 4, dtype=self.dtype, name="patch_embed")
-        x, levels = embed(pad_to_windows(images, (4, 4))), []
-        windows = self._windows()
+        x, levels = self.stem(images, train), []
         for i in range(count):
 
-            def host(j: int, attention: str, options: dict[str, Any], i: int = i) -> Any:
-                return partial(
-                    WindowAttention,
-                    self.num_heads[i],
-                    window_size=windows[takes_bias(attention)],
-                    shifted=j % 2 == 1,
-                    attn_type=attention,
-                    options=options,
-                    dtype=self.dtype,
-                )
-
-            def layer(x: jax.Array, i: int = i, host: Any = host) -> tuple[jax.Array, jax.Array]:
-                site = Site(x.shape[1:3], train=train)
-                level = self.stage(x, site, i, host, "blocks_", mlp_ratio=self.mlp_ratio)[-1]
-                merge = _PatchMerging(self.epsilon, self.dtype, name="downsample") if i < count - 1 else lambda x: x
+            def layer(x: jax.Array, i: int = i) -> tuple[jax.Array, jax.Array]:
+                level = self.blocks(x, i, train)
+                merge = PatchMerging(self.epsilon, self.dtype, name="downsample") if i < count - 1 else lambda x: x
                 return level, merge(level)
 
             level, x = Scope(layer, name=f"layers_{i}")(x)
             levels.append(level)
         return levels
+
+    def stem(self, images: jax.Array, train: bool) -> jax.Array:
+        """(B, height, width, 3) -> (B, rows, columns, embed_dim), of stride 4."""
+        embed = PatchEmbed(self.embed_dim, 4, dtype=self.dtype, name="patch_embed")
+        return embed(pad_to_windows(images, (4, 4)))
+
+    @nn.nowrap  # the blocks belong to the layer
+    def blocks(self, x: jax.Array, i: int, train: bool) -> jax.Array:
+        """The blocks of stage i on a map (B, height, width, C)."""
+        site, host = Site(x.shape[1:3], train=train), partial(self.host, i)
+        return self.stage(x, site, i, host, "blocks_", mlp_ratio=self.mlp_ratio)[-1]
+
+    def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
+        """Makes the host of the attention of block j of stage i; every second block's windows are shifted."""
+        return partial(
+            WindowAttention,
+            self.num_heads[i],
+            window_size=self._windows()[takes_bias(attention)],
+            shifted=j % 2 == 1,
+            attn_type=attention,
+            options=options,
+            dtype=self.dtype,
+        )
 
     def _windows(self) -> tuple[int, int]:
         """Windows of linear and of softmax blocks."""
@@ -95,7 +104,7 @@ class Swin(Backbone):
         return self.window_size or max(self.image_size), self.softmax_window_size or softmax
 
 
-class _PatchMerging(nn.Module):
+class PatchMerging(nn.Module):
     """2 x 2 neighbours side by side, normalised, and reduced to twice the width."""
 
     epsilon: float

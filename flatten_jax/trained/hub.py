@@ -16,8 +16,9 @@ import flax.linen as nn
 
 from flatten_jax._version import __version__
 from flatten_jax.attention import attention_options
-from flatten_jax.data.augment import RESIZE_RATIO
+from flatten_jax.data.augment import RESIZE_MODES, RESIZE_RATIO
 from flatten_jax.models import create_model, model_options
+from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD
 from flatten_jax.models.registry import MODELS
 from flatten_jax.trained import model_card
 from flatten_jax.weights.files import OF_TRAINING, save_weights, sha256
@@ -35,6 +36,9 @@ def save_pretrained(
     *,
     class_names: Sequence[str] | None = None,
     resize_ratio: float = RESIZE_RATIO,
+    resize: str = RESIZE_MODES[0],
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     evaluation: Mapping[str, float] | None = None,
     dataset: str | None = None,
     origin: Mapping[str, str] | None = None,
@@ -49,6 +53,7 @@ def save_pretrained(
         variables: {"params": ...} of it, and its other collections.
         class_names: one for each label.
         resize_ratio: of the evaluation's resize over the model's size, for predictions (`eval.resize_ratio` of a run).
+        resize, mean, std: how else pictures are prepared (`eval.resize`, `data.mean` and `data.std` of a run).
         evaluation: of these weights, as a run has it: {"eval/acc1": percent, "eval/acc5", "eval/loss", "eval/count"}.
         dataset: that it is about, for the card.
         origin: where the weights come from: {what: value}.
@@ -74,6 +79,9 @@ def save_pretrained(
         "model": name,
         "options": options,
         "resize_ratio": resize_ratio,
+        "resize": resize,
+        "mean": list(mean),
+        "std": list(std),
         "class_names": None if class_names is None else list(class_names),
         "evaluation": None if evaluation is None else dict(evaluation),
         "dataset": dataset,

@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax
 
 from flatten_jax.data import imagenet
-from flatten_jax.data.augment import RESIZE_RATIO
+from flatten_jax.data.augment import RESIZE_MODES, RESIZE_RATIO
 from flatten_jax.models import create_model, dummy_images
+from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD
 from flatten_jax.trained import hub
 from flatten_jax.training import checkpoint
 from flatten_jax.training.agreement import CLASSES_FILE
@@ -30,7 +31,7 @@ class Trained:
         model: from `create_model`.
         variables: {"params": ...} of it, and its other collections; of a run, the moving average if it has one.
         class_names: one for each label, or None where nothing says them.
-        resize_ratio: of the evaluation's resize over the model's size.
+        resize_ratio, resize, mean, std: how its evaluation prepares pictures, see `preprocessing`.
         evaluation: of these very weights, as the run wrote it, and the `dataset` that it is on; or None.
         origin: where the weights are from: {what: value}.
         said: what was loaded, for people.
@@ -40,10 +41,18 @@ class Trained:
     variables: dict[str, Any]
     class_names: tuple[str, ...] | None = None
     resize_ratio: float = RESIZE_RATIO
+    resize: str = RESIZE_MODES[0]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     evaluation: Mapping[str, float] | None = None
     dataset: str | None = None
     origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
     said: str = ""
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What `Predictor` and `hub.save_pretrained` are told: the evaluation's resize and its ratio, mean and std."""
+        return {key: getattr(self, key) for key in ("resize_ratio", "resize", "mean", "std")}
 
 
 def load_trained(
@@ -108,11 +117,17 @@ def _of_shared(path: Path, name: str | None, options: Mapping[str, Any]) -> Trai
         variables=variables,
         class_names=None if config["class_names"] is None else tuple(config["class_names"]),
         resize_ratio=config["resize_ratio"],
+        **_told(config, "resize", "mean", "std"),
         evaluation=config["evaluation"] if unchanged else None,
         dataset=config["dataset"],
         origin=config["origin"],
         said=f"weights of {report}",
     )
+
+
+def _told(config: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """Those of the keys that a config has, which one of before may not; lists as tuples."""
+    return {key: tuple(config[key]) if isinstance(config[key], list) else config[key] for key in keys if key in config}
 
 
 def _of_run(path: Path, name: str | None, best: bool, options: Mapping[str, Any]) -> Trained:
@@ -136,7 +151,8 @@ def _of_run(path: Path, name: str | None, best: bool, options: Mapping[str, Any]
         model=model,
         variables=variables,
         class_names=tuple(json.loads(classes.read_text())) if classes.exists() else None,
-        resize_ratio=config.get("eval", {}).get("resize_ratio", RESIZE_RATIO),
+        **_told(config.get("eval", {}), "resize_ratio", "resize"),
+        **_told(config.get("data", {}), "mean", "std"),
         evaluation=checkpoints.evaluation(step) if unchanged else None,
         dataset=_dataset(config),
         origin={"source": f"step {step} of the run {home.resolve().name}"},

@@ -9,6 +9,7 @@ import jax
 
 from flatten_jax.data.augment import eval_transform
 from flatten_jax.models import abstract_variables, multiply_adds
+from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD
 
 PAPER = "https://arxiv.org/abs/2308.00442"
 MAX_CLASSES = 20  # that are listed
@@ -47,6 +48,10 @@ def _body(config: Mapping[str, Any], model: nn.Module) -> list[str]:
     name, options, names = config["model"], config["options"], config["class_names"]
     own = {k: v for k, v in options.items() if k not in ("image_size", "num_classes")}
     (height, width), to = model.image_size, eval_transform(model.image_size, config["resize_ratio"]).resize
+    aspect = "whatever their aspect" if config["resize"] == "squash" else "or more, their aspect stays"
+    told = tuple(config["mean"]), tuple(config["std"])
+    imagenet = told == (IMAGENET_MEAN, IMAGENET_STD)
+    normalised = "ImageNet's mean and standard deviation" if imagenet else f"the mean {told[0]} and deviation {told[1]}"
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_variables(model)["params"]))
     lines = [
         f"# {name}",
@@ -54,8 +59,8 @@ def _body(config: Mapping[str, Any], model: nn.Module) -> list[str]:
         f"An image classifier of the library flatten_jax, which has the models of [FLatten Transformer]({PAPER}).",
         "",
         f"- {parameters:,} parameters, {multiply_adds(model) / 1e9:.3f} G multiply-adds a picture",
-        f"- RGB pictures, resized to {to[0]} x {to[1]} pixels (height x width, bicubic, whatever their aspect); "
-        f"the central {height} x {width} of them, normalised by ImageNet's mean and standard deviation",
+        f"- RGB pictures, resized to {to[0]} x {to[1]} pixels (height x width, bicubic, {aspect}); "
+        f"the central {height} x {width} of them, normalised by {normalised}",
         f"- {model.num_classes} classes{_listed(names)}",
     ]
     if own:

@@ -18,9 +18,9 @@ from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from flatten_jax.data import imagenet
-from flatten_jax.data.augment import RESIZE_RATIO, CorruptImageError, decode, eval_transform
+from flatten_jax.data.augment import RESIZE_MODES, RESIZE_RATIO, CorruptImageError, decode, eval_transform
 from flatten_jax.data.sources import EXTENSIONS
-from flatten_jax.models.images import normalize
+from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from flatten_jax.runtime import compiler_options
 from flatten_jax.trained.load import load_trained
 from flatten_jax.training.sharding import make_mesh, over_data, replicated
@@ -64,7 +64,8 @@ class Predictor:
         model: a classifier from `create_model`.
         variables: {"params": ...} of it, and its other collections.
         class_names: one for each label; None: the labels.
-        resize_ratio: `eval.resize_ratio` of the config that the model was trained with.
+        resize_ratio, resize: `eval.resize_ratio` and `eval.resize` of the config that the model was trained with.
+        mean, std: its `data.mean` and `data.std`.
     """
 
     def __init__(
@@ -73,6 +74,9 @@ class Predictor:
         variables: Mapping[str, Any],
         class_names: Sequence[str] | None = None,
         resize_ratio: float = RESIZE_RATIO,
+        resize: str = RESIZE_MODES[0],
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
     ):
         if not model.num_classes or model.features_only:
             raise ValueError(
@@ -83,11 +87,11 @@ class Predictor:
             raise ValueError(f"{len(names)} class_names were given for a model of {model.num_classes} classes")
         readable = imagenet.class_names()
         self.class_names, self._names = names, tuple(readable.get(name, name) for name in names)
-        self.transform = eval_transform(model.image_size, resize_ratio)
+        self.transform = eval_transform(model.image_size, resize_ratio, resize)
         self._mesh = make_mesh(jax.local_devices())
         self._variables = jax.device_put(dict(variables), replicated(self._mesh))
         self._log_probabilities = jax.jit(
-            lambda variables, images: nn.log_softmax(model.apply(variables, normalize(images))),
+            lambda variables, images: nn.log_softmax(model.apply(variables, normalize(images, mean, std))),
             compiler_options=compiler_options(),
         )
 
@@ -95,7 +99,7 @@ class Predictor:
     def load(cls, source: str | os.PathLike, name: str | None = None, **options: Any) -> Self:
         """Of a run's folder, a shared folder or a file of weights; arguments as in `load_trained`."""
         trained = load_trained(source, name, **options)
-        return cls(trained.model, trained.variables, trained.class_names, trained.resize_ratio)
+        return cls(trained.model, trained.variables, trained.class_names, **trained.preprocessing)
 
     def __call__(
         self, pictures: Iterable[str | os.PathLike | np.ndarray], *, top: int = 5, batch_size: int = 32

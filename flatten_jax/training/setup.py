@@ -61,6 +61,7 @@ class Run:
             process_count=jax.process_count(),
             workers=config.data.workers,
             on_corrupt=config.data.on_corrupt,
+            repeats=config.augment.repeats,
         )
 
         def put(batch: dict[str, np.ndarray]) -> tuple[dict[str, jax.Array], int]:
@@ -74,7 +75,7 @@ class Run:
         config = self.config
         batches = pipeline.eval_batches(
             self.eval_source,
-            augment.eval_transform(self.model.image_size, config.eval.resize_ratio),
+            augment.eval_transform(self.model.image_size, config.eval.resize_ratio, config.eval.resize),
             batch_size=config.eval.batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -96,7 +97,7 @@ class Run:
     def position(self, step: int) -> dict[str, Any]:
         """Where in the data a step stands, and what that depends on."""
         epoch, batch = divmod(step, self.steps_per_epoch)
-        return {
+        position = {
             "step": step,
             "epoch": epoch,
             "batch_in_epoch": batch,
@@ -104,6 +105,8 @@ class Run:
             "batch_size": self.config.train.batch_size,
             "examples": len(self.train_source),
         }
+        # Left out where it is 1: checkpoints from before there were repetitions do not say it.
+        return position if self.config.augment.repeats == 1 else {**position, "repeats": self.config.augment.repeats}
 
 
 def prepare(config: ml_collections.ConfigDict) -> Run:
@@ -153,8 +156,9 @@ def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh,
         total_steps=train.epochs * steps_per_epoch,
     )
     mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob)
+    mean, std = (_of_channels(config.data, option) for option in ("mean", "std"))
     return Training(
-        task=Classify(model, augment.label_smoothing, augment.erase_prob, mixing),
+        task=Classify(model, augment.label_smoothing, augment.erase_prob, mixing, mean, std),
         optimizer=make_optimizer(config.optimizer, schedule, model.no_weight_decay),
         schedule=schedule,
         mesh=mesh,
@@ -163,6 +167,13 @@ def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh,
         ema_decay=train.ema_decay,
         skip_nonfinite_steps=train.skip_nonfinite_steps,
     )
+
+
+def _of_channels(data: ml_collections.ConfigDict, option: str) -> tuple[float, ...]:
+    values = tuple(map(float, data[option]))
+    if len(values) != 3 or (option == "std" and min(values) <= 0):
+        raise ValueError(f"data.{option}={values} has to be three numbers{' above 0' * (option == 'std')}, for RGB")
+    return values
 
 
 def _open(config: ml_collections.ConfigDict, model: nn.Module, split: str) -> sources.Source:

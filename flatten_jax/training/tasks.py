@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from flatten_jax.models.images import normalize
+from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from flatten_jax.training import preprocess
 from flatten_jax.training.sharding import over_data
 
@@ -32,6 +32,7 @@ class Classify:
     Attributes:
         model: gives logits (B, num_classes).
         label_smoothing, erase_prob, mixing: see `preprocess`.
+        mean, std: of the channels, by which pictures are normalised.
     """
 
     best: ClassVar[str] = "acc1"  # what the best checkpoint has most of
@@ -40,6 +41,8 @@ class Classify:
     label_smoothing: float = 0.0
     erase_prob: float = 0.0
     mixing: preprocess.Mixing = preprocess.NO_MIXING
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def abstract_batch(self, size: int, mesh: Mesh, *, masked: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
         """What a batch looks like: image uint8 (B, height, width, 3), label int32 (B,), of evaluation mask bool (B,).
@@ -55,7 +58,7 @@ class Classify:
 
     def inputs(self, batch: Batch, erase_key: jax.Array, mix_key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What `loss` takes of a whole batch: images, normalised and augmented, and targets (B, num_classes)."""
-        images = normalize(batch["image"])
+        images = normalize(batch["image"], self.mean, self.std)
         targets = preprocess.soft_targets(batch["label"], self.model.num_classes, self.label_smoothing)
         if self.erase_prob:
             images = preprocess.random_erase(erase_key, images, self.erase_prob)
@@ -78,7 +81,7 @@ class Classify:
 
     def sums(self, variables: Variables, batch: Batch) -> Sums:
         """Of a batch without its padding: of the loss, of top-1 and top-5 hits, and of images."""
-        logits, label = self.model.apply(variables, normalize(batch["image"])), batch["label"]
+        logits, label = self.model.apply(variables, normalize(batch["image"], self.mean, self.std)), batch["label"]
         # Among equal logits, or NaN, the label counts as the last: a broken network is not right about anything.
         own = jnp.take_along_axis(logits, label[:, None], axis=1)
         rank = (~(logits < own)).sum(axis=1) - 1

@@ -7,35 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from flatten_jax.attention.contract import Grid
+from flatten_jax.ops.bicubic import bicubic_matrix
 from flatten_jax.weights.layout import Row
 
-POSITIONS = r"(absolute_)?pos_embed\d*"  # position embeddings of the families, one row for each token
+POSITIONS = r"(absolute_)?pos_embed(_?\d+)?|outer_pos"  # position embeddings of the families, one row for each token
 
 
 def bicubic(x: np.ndarray, size: Grid) -> np.ndarray:
-    """(height, width, C) -> (*size, C) as PyTorch's F.interpolate(mode="bicubic", align_corners=False).
-
-    The kernel has a = -0.75 and is never stretched: no antialiasing when it shrinks. `jax.image.resize` has a = -0.5.
-    """
-    rows, columns = (_weights(n, m) for n, m in zip(x.shape[:2], size, strict=True))
+    """(height, width, C) -> (*size, C) as PyTorch's F.interpolate(mode="bicubic", align_corners=False)."""
+    rows, columns = (bicubic_matrix(n, m) for n, m in zip(x.shape[:2], size, strict=True))
     return np.einsum("ih,jw,hwc->ijc", rows, columns, x.astype(np.float64), optimize=True).astype(x.dtype)
-
-
-def _weights(source: int, target: int) -> np.ndarray:
-    """(target, source): what each new sample takes of each old one; samples beyond the edge are those at the edge."""
-    position = (np.arange(target) + 0.5) * (source / target) - 0.5
-    left = np.floor(position).astype(int)
-    weights = np.zeros((target, source))
-    for tap in (-1, 0, 1, 2):
-        index = np.clip(left + tap, 0, source - 1)
-        np.add.at(weights, (np.arange(target), index), _cubic(np.abs(position - (left + tap))))
-    return weights
-
-
-def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
-    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-    far = ((distance - 5) * distance + 8) * a * distance - 4 * a
-    return np.where(distance <= 1, near, far)
 
 
 def resample_tokens(x: np.ndarray, source: Grid, target: Grid, prefix: int = 0) -> np.ndarray:

@@ -12,7 +12,14 @@ import pytest
 from PIL import ExifTags, Image, ImageFile
 
 from flatten_jax.data import augment, jpeg
-from flatten_jax.data.augment import CorruptImageError, EvalTransform, TrainTransform, decode, random_crop_box
+from flatten_jax.data.augment import (
+    CorruptImageError,
+    EvalTransform,
+    TrainTransform,
+    decode,
+    eval_transform,
+    random_crop_box,
+)
 
 # JPEG bytes and the uint8 picture that the release's evaluation transform makes of them
 GOLDENS = [Path(__file__).parent / f"eval_crop_{name}.npz" for name in ("n02123394", "n02815834")]
@@ -181,6 +188,34 @@ def test_eval_squashes_both_sides():
     assert (result[:3] > 250).all() and (result[5:] < 5).all()
 
 
+@pytest.mark.parametrize(
+    ("picture", "resized", "rows", "columns"),
+    [
+        ((20, 30), (10, 15), slice(1, 9), slice(4, 12)),  # 3.5 -> 4: torchvision rounds a half to the even number
+        ((30, 20), (15, 10), slice(4, 12), slice(1, 9)),
+        ((20, 33), (10, 16), slice(1, 9), slice(4, 12)),  # the longer side is rounded down
+        ((20, 20), (10, 10), slice(1, 9), slice(1, 9)),
+        ((5, 7), (10, 14), slice(1, 9), slice(3, 11)),
+    ],
+)
+def test_eval_resizes_the_shorter_side_and_keeps_the_aspect(picture, resized, rows, columns):
+    image = Image.fromarray(noise(*picture))
+    expected = np.asarray(image.resize(resized[::-1], Image.Resampling.BICUBIC))[rows, columns]
+    np.testing.assert_array_equal(EvalTransform((10, 10), (8, 8), "short")(image), expected)
+
+
+@pytest.mark.parametrize("picture", [(20, 30), (20, 50), (99, 20)])
+def test_eval_covers_a_rectangle_of_its_own_aspect(picture):
+    transform = EvalTransform((12, 24), (10, 20), "short")
+    assert transform(Image.fromarray(noise(*picture))).shape == (10, 20, 3)
+
+
+def test_eval_transform_of_a_model_rounds_the_resize_down():
+    assert eval_transform((224, 224)) == EvalTransform((256, 256), (224, 224), "squash")
+    assert eval_transform((240, 240), resize="short") == EvalTransform((274, 274), (240, 240), "short")
+    assert eval_transform((224, 224), 1 / 0.9).resize == (248, 248)  # as timm's crop_pct=.9
+
+
 def test_random_crop_draws_area_and_ratio():
     rng = np.random.default_rng(0)
     boxes = np.array([random_crop_box(1200, 1000, (0.08, 0.4), (3 / 4, 4 / 3), rng) for _ in range(4000)])
@@ -318,6 +353,7 @@ def test_train_transform_is_a_function_of_its_generator():
     [
         (lambda: EvalTransform((256, 256), (224, 288)), r"crop=\(224, 288\) does not fit into resize=\(256, 256\)"),
         (lambda: EvalTransform(256, (224, 224)), "resize=256"),
+        (lambda: EvalTransform((256, 256), (224, 224), "long"), "resize='long' has to be one of squash, short"),
         (lambda: TrainTransform((224, 0)), r"size=\(224, 0\)"),
         (lambda: TrainTransform((224, 224.0)), r"size=\(224, 224.0\)"),
         (lambda: TrainTransform((224, 224), scale=(0.5, 0.1)), "scale="),

@@ -138,6 +138,30 @@ def test_random_numbers_belong_to_example_and_epoch():
     assert len(set(numbers[0])) > 128  # and another example has others
 
 
+def test_repetitions_stand_together_with_numbers_of_their_own():
+    """Three of each, in the order of an epoch without them, of which they take the first third."""
+    source, options = Numbered(300), dict(batch_size=100, stop_step=6)
+    once, thrice = list(train(source, **options)), list(train(source, **options, repeats=3))
+    first = np.split(labels(once), 2)
+    for epoch, order in enumerate(np.split(labels(thrice), 2)):
+        np.testing.assert_array_equal(order, np.repeat(first[epoch][:100], 3))
+    drawn = np.concatenate([batch["image"][:, 0, 0, 2] for batch in thrice]).reshape(200, 3)
+    assert all((drawn[:, i] == drawn[:, j]).mean() < 0.1 for i, j in ((0, 1), (0, 2), (1, 2)))
+    # The first of the three is as it was without repetitions.
+    alone = np.concatenate([batch["image"][:, 0, 0, 2] for batch in once])
+    np.testing.assert_array_equal(drawn[:100, 0], alone[:100])
+
+
+def test_repetitions_resume_within_a_picture_and_are_the_same_for_all_processes():
+    whole = list(train(repeats=3))  # batches of 4, so that a step ends within the three of a picture
+    assert_equal(train(repeats=3, start_step=4), whole[4:])
+    parts = [list(train(repeats=3, process_index=i, process_count=2)) for i in range(2)]
+    for step, (left, right) in zip(whole, zip(*parts, strict=True), strict=True):
+        np.testing.assert_array_equal(step["image"], np.concatenate([left["image"], right["image"]]))
+    alone = pipeline.train_batch(Numbered(13), draw, batch_size=4, seed=7, step=4, repeats=3)
+    np.testing.assert_array_equal(alone["image"], whole[4]["image"])
+
+
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_processes_take_slices_of_the_global_batch(process_count):
     parts = [list(train(process_index=i, process_count=process_count)) for i in range(process_count)]

@@ -64,6 +64,31 @@ def test_a_shared_model_comes_back_with_all_that_is_known_of_it(shared, model, v
     assert hub.from_pretrained(shared, dtype="bfloat16")[0] == loaded.clone(dtype=np.dtype("bfloat16"))
 
 
+def test_how_pictures_are_prepared_is_shared(shared, tmp_path, model, variables):
+    half = dict(resize_ratio=1.5, resize="short", mean=(0.5,) * 3, std=(0.25,) * 3)
+    trained = load_trained(hub.save_pretrained(tmp_path / "half", model, variables, **half))
+    assert trained.preprocessing == half
+    assert (
+        "resized to 24 x 24 pixels (height x width, bicubic, or more, their aspect stays)"
+        in (tmp_path / "half" / "README.md").read_text()
+    )
+    predictor = Predictor(trained.model, trained.variables, **trained.preprocessing)
+    assert (predictor.transform.resize, predictor.transform.mode) == ((24, 24), "short")
+    picture = np.full((30, 20, 3), 128, np.uint8)
+    logits = model.apply(variables, normalize(np.full((1, 16, 16, 3), 128, np.uint8), half["mean"], half["std"]))
+    (answer,) = predictor([picture], top=3)
+    assert [g.probability for g in answer.top] == pytest.approx(sorted(jax.nn.softmax(logits[0]), reverse=True), 1e-4)
+    # A folder of before there were such options.
+    config = json.loads((shared / "config.json").read_text())
+    for key in ("resize", "mean", "std"):
+        del config[key]
+    (shared / "config.json").write_text(json.dumps(config))
+    assert (
+        load_trained(shared).preprocessing
+        == load_trained(hub.save_pretrained(tmp_path / "o", model, variables)).preprocessing
+    )
+
+
 def test_the_card_tells_the_evaluation_to_the_hub(shared, tmp_path, model, variables):
     data = card(shared).data
     assert (data.library_name, data.model_name) == ("flatten_jax", "flatten_deit_t")

@@ -72,6 +72,20 @@ def test_a_run_predicts_from_the_pixels_that_its_evaluation_sees(run, pictures, 
         assert prediction.top[0].probability >= prediction.top[1].probability
 
 
+def test_what_a_run_says_of_its_pictures_is_what_its_predictions_do(run, pictures):
+    _, config, *_ = run
+    with config.unlocked():
+        config = config.copy_and_resolve_references()
+    config.data.update(mean=(0.5,) * 3, std=(0.25,) * 3)
+    config.eval.resize = "short"
+    prepared = setup.prepare(config)
+    assert (prepared.task.mean, prepared.task.std) == ((0.5,) * 3, (0.25,) * 3)
+    batch = next(prepared.eval_batches())
+    short, squashed = (np.asarray(next(setup.prepare(c).eval_batches())["image"]) for c in (config, run[1]))
+    np.testing.assert_array_equal(short, batch["image"])
+    assert (short != squashed).any()
+
+
 def test_batches_have_one_shape_and_pictures_keep_their_order(predictor, monkeypatch):
     """Each picture is of one shade, which the stand-in for the model answers with."""
     shapes = []

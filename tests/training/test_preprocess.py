@@ -15,6 +15,11 @@ def test_normalisation_is_imagenets():
     np.testing.assert_allclose(normalize(jnp.asarray(pixels)), expected, atol=1e-5)
 
 
+def test_normalisation_by_other_numbers():
+    pixels = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
+    np.testing.assert_allclose(normalize(jnp.asarray(pixels), (0.5,) * 3, (0.5, 0.25, 0.5)), [[-1, -2, -1], [1, 2, 1]])
+
+
 def test_soft_targets_share_the_smoothing_among_all_classes():
     np.testing.assert_allclose(soft_targets(jnp.array([2]), 4, 0.1), [[0.025, 0.025, 0.925, 0.025]], atol=1e-6)
 

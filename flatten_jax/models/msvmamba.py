@@ -1,0 +1,125 @@
+"""MSVMamba (Shi et al., NeurIPS 2024, arXiv 2405.14174): selective scans at two scales, four stages."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flatten_jax.attention import Site, pattern
+from flatten_jax.attention.contract import on_grid
+from flatten_jax.hosts import QKVAttention
+from flatten_jax.models.backbone import Backbone
+from flatten_jax.models.blocks import Scope, dropped_path
+from flatten_jax.models.published import Published
+from flatten_jax.models.swin import PatchMerging
+from flatten_jax.ops.convolution import Conv
+from flatten_jax.ops.depthwise import DepthwiseConv
+from flatten_jax.ops.gelu import gelu
+from flatten_jax.ops.norm import LayerNorm
+
+
+class MSVMamba(Backbone):
+    """MSVMamba of the configurations "ms": any image_size of 4 pixels and more; odd grids get a row of zeros.
+
+    Attributes: those of `Backbone`, and
+        attn_type: an attention for each stage, see `attention.pattern`; all tokens of a stage together.
+        embed_dim, depths: the architecture; the width doubles from stage to stage.
+        num_heads: of other attentions; "ms2d" has none.
+        mlp_ratio: hidden width of the convolutional MLP.
+    """
+
+    epsilon: ClassVar[float] = 1e-5
+
+    attn_type: str = "ms2d"
+    embed_dim: int = 48
+    depths: tuple[int, ...] = (1, 2, 5, 2)
+    num_heads: tuple[int, ...] = (2, 4, 8, 16)
+    mlp_ratio: float = 2.0
+
+    def level_info(self) -> list[dict[str, Any]]:
+        return [
+            {"num_chs": self.embed_dim * 2**i, "reduction": 4 * 2**i, "module": f"layers.{i}"}
+            for i in range(len(self.depths))
+        ]
+
+    def original(self, name: str) -> str:
+        return f"classifier.{name}" if name.startswith(("norm.", "head.")) else name
+
+    def attentions(self) -> list[tuple[str, ...]]:
+        return pattern(self.attn_type, self.depths)
+
+    def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
+        if min(self.image_size) < 4:
+            raise ValueError(f"image_size={self.image_size} is smaller than a patch of 4: use a larger image")
+        x = Conv(self.embed_dim, 4, 4, dtype=self.dtype, name="patch_embed_0")(images)
+        x, levels = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="patch_embed_2")(x), []
+        for i in range(count):
+
+            def host(j: int, attention: str, options: dict[str, Any], i: int = i) -> Any:
+                return partial(QKVAttention, self.num_heads[i], attn_type=attention, options=options, dtype=self.dtype)
+
+            def layer(x: jax.Array, i: int = i, host: Any = host) -> tuple[jax.Array, jax.Array]:
+                site, settings = Site(x.shape[1:3], train=train), dict(block=MambaBlock, mlp_ratio=self.mlp_ratio)
+                level = self.stage(x, site, i, host, "blocks_", **settings)[-1]
+                merge = PatchMerging(self.epsilon, self.dtype, name="downsample") if i < count - 1 else lambda x: x
+                return level, merge(level)
+
+            level, x = Scope(layer, name=f"layers_{i}")(x)
+            levels.append(level)
+        return levels
+
+
+class MambaBlock(nn.Module):
+    """x + op(norm(x)), then x + convFFN(norm2(x)), each with drop-path.
+
+    Attributes:
+        attention: makes the host of the mixer, `op`.
+        mlp_ratio: hidden width of the MLP over C.
+        epsilon: of the LayerNorms.
+    """
+
+    attention: Callable[..., nn.Module]
+    mlp_ratio: float = 2.0
+    epsilon: float = 1e-5
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, site: Site, rate: float | jax.Array = 0.0) -> tuple[jax.Array, jax.Array]:
+        """x: (B, N, C), rate: of drop-path -> (x, what the mixer gave)."""
+        norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
+        dropped = partial(dropped_path, self, rate=rate, train=site.train)
+        mixed = self.attention(name="op")(norm(name="norm")(x), site)
+        x = x + dropped(mixed)
+        mlp = ConvMlp(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, name="convFFN")
+        return x + dropped(mlp(norm(name="norm2")(x), site)), mixed
+
+
+class ConvMlp(nn.Module):
+    """linear2(gelu(y + dwc(y))), y = linear1(x); `dwc` is a 3 x 3 depthwise convolution."""
+
+    hidden_dim: int
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, site: Site) -> jax.Array:
+        """(B, N, C) -> (B, N, C)."""
+        y = Conv(self.hidden_dim, 1, dtype=self.dtype, name="linear1")(on_grid(x, site))
+        y = y + DepthwiseConv(self.hidden_dim, 3, self.dtype, name="dwc")(y)
+        return Conv(x.shape[-1], 1, dtype=self.dtype, name="linear2")(gelu(y)).reshape(x.shape)
+
+
+FAMILY = MSVMamba
+MODELS = {
+    "msvmamba_n": dict(embed_dim=48, depths=(1, 2, 5, 2)),
+    "msvmamba_m": dict(embed_dim=64, depths=(1, 2, 5, 2)),
+    "msvmamba_t": dict(embed_dim=96, depths=(1, 2, 9, 2), num_heads=(3, 6, 12, 24)),
+}
+ALIASES: dict[str, str] = {}
+PUBLISHED = {
+    "msvmamba_n": Published(77.3),
+    "msvmamba_m": Published(79.8),
+    "msvmamba_t": Published(82.8),
+}
