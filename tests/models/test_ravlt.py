@@ -68,7 +68,7 @@ def test_the_angles_that_are_handed_to_the_original_are_those_of_the_attention()
 
 
 @pytest.mark.parametrize("name", ["ravlt_t", "mila_t", "l2vit_t", "vvt_t"])
-@pytest.mark.parametrize("attention", ["focused", "mlla", "softmax", "xca"])
+@pytest.mark.parametrize("attention", ["focused", "mlla"])
 def test_attentions_are_exchangeable(name, attention):
     model = create_model(name, attn_type=attention, image_size=64, num_classes=10, depths=(1, 1, 1, 1))
     names = flatten_jax.weights.layout.entries(flatten_jax.weights.layout.layout(model))
