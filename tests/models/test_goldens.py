@@ -95,7 +95,8 @@ def weights(golden):
 def test_a_model_gives_the_original_logits(name):
     golden = reference.load(name)
     model = flatten_jax.create_model(name)
-    model = model.clone(scan=name in SLOW and "scan" not in model.idle_options())  # which compiles faster
+    # A loop over alike blocks compiles in half the time; the release's models are tested as they are trained.
+    model = model.clone(scan=not name.startswith("flatten") and "scan" not in model.idle_options())
     variables = flatten_jax.from_torch(weights(golden), model)
     images = reference.images(len(golden["logits"]), *model.image_size)
     assert_close(jax.jit(model.apply)(variables, images), golden["logits"])

@@ -139,3 +139,40 @@ def test_an_equal_number_of_tokens_on_another_grid_is_another_size():
     np.testing.assert_array_equal(
         loaded["params"]["pos_embed"], resample.resample_tokens(variables["params"]["pos_embed"], (4, 9), (9, 4))
     )
+
+
+AGENT_AXES = {"ah_bias": 3, "aw_bias": 4, "ha_bias": 2, "wa_bias": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "fitted"),
+    [
+        ("agent_deit_t", dict(depth=1, embed_dim=12), {"pos_embed", *AGENT_AXES}),
+        (
+            "pola_pvt_t",
+            dict(embed_dims=(8, 16, 20, 16)),
+            {*(f"pos_embed{i}" for i in (1, 2, 3, 4)), "positional_encoding"},
+        ),
+        ("agent_swin_t", dict(embed_dim=12), {*AGENT_AXES, "relative_position_bias_table"}),
+    ],
+)
+def test_whole_models_are_fitted_as_their_originals_are(name, options, fitted):
+    """Agent's biases of rows and columns linearly along their axis, positions and tables bicubic, and nothing else."""
+    if "depth" not in options:
+        options["depths"] = (1, 1, 1, 1)
+    small, large = (flatten_jax.create_model(name, image_size=n, num_classes=0, **options) for n in (64, 96))
+    before = to_torch(random_variables(small), small)
+    variables, report = load_with_report(before, large)
+    after = to_torch(variables, large)
+    assert {entry.rpartition(".")[2] for entry in report.resampled} == fitted
+    for entry, (_, shape) in report.resampled.items():
+        axis = AGENT_AXES.get(entry.rpartition(".")[2])
+        if axis is not None:
+            expected = np.moveaxis(linear(np.moveaxis(before[entry], axis, 0), shape[axis]), 0, axis)
+            np.testing.assert_allclose(after[entry], expected, rtol=1e-5, atol=1e-6)
+    if name == "agent_deit_t":
+        np.testing.assert_array_equal(
+            after["pos_embed"], resample.resample_tokens(before["pos_embed"], (4, 4), (6, 6), prefix=1)
+        )
+    for entry in report.matched:
+        np.testing.assert_array_equal(before[entry], after[entry])
