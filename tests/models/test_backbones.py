@@ -50,11 +50,12 @@ def random_variables(model):
 
     def random(path, x):
         value = (0.2 * rng.standard_normal(x.shape)).astype(np.float32)
-        if path[0].key == "batch_stats" and path[-1].key == "var":
+        if "batch_stats" not in variables:
+            return value
+        # Running statistics do not bring activations back to their size: weights keep it.
+        if path[-1].key in ("var", "scale"):
             return 1 + np.abs(value)
-        # Running statistics do not bring activations back to their size.
-        kept = "batch_stats" in variables and path[-1].key == "kernel"
-        return value * np.float32(8 / np.sqrt(np.prod(x.shape[:-1]))) if kept else value
+        return value * np.float32(10 / np.sqrt(np.prod(x.shape[:-1]))) if path[-1].key == "kernel" else value
 
     return jax.tree_util.tree_map_with_path(random, variables)
 
