@@ -241,6 +241,26 @@ def test_rematerialisation_changes_no_gradient(family):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), gradients[0], other)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", OTHERS)
+def test_a_loop_and_rematerialisation_change_no_step_of_training(family):
+    """Logits and running statistics; in EfficientViT the convolutions are rematerialised too."""
+    plain, other = (small(family, depths=(2,) * 4, **options) for options in ({}, dict(scan=True, remat=True)))
+    variables, batch = random_variables(plain), images(plain)
+
+    def step(model):
+        rngs = {"dropout": jax.random.key(0)}
+        return lambda variables: model.apply(variables, batch, train=True, rngs=rngs, mutable=["batch_stats"])
+
+    both = jax.jit(lambda variables: [step(model)(variables) for model in (plain, other)])(variables)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *both)
+    assert jax.tree.structure(both[0][1]["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
+    dropping = other.clone(drop_path=0.5)
+    jax.eval_shape(
+        jax.grad(lambda params: step(dropping)({**variables, "params": params})[0].sum()), variables["params"]
+    )
+
+
 def test_remat_computes_again_what_its_policy_does_not_keep():
     counts = []
     for options in ({}, {"remat": True, "remat_policy": "products"}, {"remat": True}):
