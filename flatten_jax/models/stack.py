@@ -99,6 +99,7 @@ def _loop(
             rate, rngs = (0.0, None) if noise is None else (noise[0][j], {"dropout": noise[1][j]})
 
             def apply(*args: jax.Array, j: int = j, block: nn.Module = block, rngs: dict | None = rngs) -> tuple:
+                args = args[:2] if rngs is None else args  # rematerialisation would make a variable of a rate of 0
                 if not mutable:
                     return block.apply(variables[j], *args, rngs=rngs)
                 given, new = block.apply(variables[j], *args, rngs=rngs, mutable=mutable)

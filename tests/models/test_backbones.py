@@ -53,11 +53,12 @@ def random_variables(model):
 
     def random(path, x):
         value = (0.2 * rng.standard_normal(x.shape)).astype(np.float32)
-        if path[0].key == "batch_stats" and path[-1].key == "var":
+        if "batch_stats" not in variables:
+            return value
+        # Running statistics do not bring activations back to their size: weights keep it.
+        if path[-1].key in ("var", "scale"):
             return 1 + np.abs(value)
-        # Running statistics do not bring activations back to their size.
-        kept = "batch_stats" in variables and path[-1].key == "kernel"
-        return value * np.float32(8 / np.sqrt(np.prod(x.shape[:-1]))) if kept else value
+        return value * np.float32(10 / np.sqrt(np.prod(x.shape[:-1]))) if path[-1].key == "kernel" else value
 
     return jax.tree_util.tree_map_with_path(random, variables)
 
@@ -241,6 +242,26 @@ def test_rematerialisation_changes_no_gradient(family):
     assert scale > 1e-3
     for other in gradients[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), gradients[0], other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", OTHERS)
+def test_a_loop_and_rematerialisation_change_no_step_of_training(family):
+    """Logits and running statistics; in EfficientViT the convolutions are rematerialised too."""
+    plain, other = (small(family, depths=(2,) * 4, **options) for options in ({}, dict(scan=True, remat=True)))
+    variables, batch = random_variables(plain), images(plain)
+
+    def step(model):
+        rngs = {"dropout": jax.random.key(0)}
+        return lambda variables: model.apply(variables, batch, train=True, rngs=rngs, mutable=["batch_stats"])
+
+    both = jax.jit(lambda variables: [step(model)(variables) for model in (plain, other)])(variables)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *both)
+    assert jax.tree.structure(both[0][1]["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
+    dropping = other.clone(drop_path=0.5)
+    jax.eval_shape(
+        jax.grad(lambda params: step(dropping)({**variables, "params": params})[0].sum()), variables["params"]
+    )
 
 
 def test_remat_computes_again_what_its_policy_does_not_keep():
