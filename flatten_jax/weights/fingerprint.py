@@ -67,7 +67,7 @@ def _template(model: Backbone, cls: type[Attention]) -> Template:
     for row in layout(model):
         prefix = torch_modules(row.block)
         for name, shape in row.entries().items():
-            if not row.block:
+            if not (row.block and name.startswith(prefix)):  # SkipAt's layers lie beside the original's blocks
                 outer[name] = shape, row
             else:
                 stage, number = prefix[:-1].rsplit(".", 1)

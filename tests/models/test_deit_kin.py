@@ -13,9 +13,9 @@ from flatten_jax.weights.layout import entries, layout
 OWN = dict(embed_dim=12, num_heads=2, num_classes=10)
 
 
-def random_variables(model, seed=0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: (0.2 * rng.standard_normal(x.shape)).astype(np.float32), abstract_variables(model))
+def random_variables(model, scale=0.2):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: (scale * rng.standard_normal(x.shape)).astype(np.float32), abstract_variables(model))
 
 
 def random_state(model):
@@ -53,14 +53,12 @@ def test_mhla_cuts_the_published_size_into_sixteen_blocks():
 
 
 def test_hyenas_first_token_sees_the_picture_by_looking_down():
-    """A picture is changed outside of its first patch."""
-    own = dict(OWN, depth=2, image_size=(32, 48))
+    """A picture is changed in its fourth column of patches; the short filters of two blocks see the third."""
+    own = dict(OWN, depth=2, image_size=(32, 64))
     turns, up = create_model("hyena_deit_t", **own), create_model("hyena_deit_t", **own, direction="standard")
     assert [turns.options_of(0, j)["direction"] for j in (0, 1)] == ["seq", "standard"]
-    variables, images = random_variables(turns), jax.random.normal(jax.random.key(0), (2, 32, 48, 3))
-    images = images.at[1, :16, :16].set(images[0, :16, :16])
-    # The short filter of `up` does see neighbours, so what is changed lies beyond them.
-    images = images.at[1, :, :32].set(images[0, :, :32])
+    variables, images = random_variables(turns, 1.0), jax.random.normal(jax.random.key(0), (2, 32, 64, 3))
+    images = images.at[1, :, :48].set(images[0, :, :48])
 
     @jax.jit
     def logits(variables, images):
@@ -68,8 +66,8 @@ def test_hyenas_first_token_sees_the_picture_by_looking_down():
 
     down, flat, mean = (np.asarray(x) for x in logits(variables, images))
     for x in (down, mean):
-        assert np.abs(x[0] - x[1]).max() > 1e-4 * np.abs(x).max()
-    np.testing.assert_allclose(flat[0], flat[1], rtol=1e-4, atol=1e-5 * np.abs(flat).max())
+        assert np.abs(x[0] - x[1]).max() > 1e-3 * np.abs(x).max()
+    np.testing.assert_allclose(flat[0], flat[1], rtol=0, atol=1e-5 * np.abs(flat).max())
 
 
 @pytest.mark.parametrize("product", [False, True])

@@ -23,7 +23,7 @@ def small(name, **options):
     return create_model(name, **{**SMALL[name], **options})
 
 
-@pytest.mark.parametrize(("size", "grid"), [((7, 22), (1, 1)), ((200, 248), (13, 15)), ((192, 256), (12, 16))])
+@pytest.mark.parametrize(("size", "grid"), [((7, 22), (1, 1)), ((200, 248), (13, 16)), ((192, 256), (12, 16))])
 def test_the_stem_of_the_plain_one_floors(size, grid):
     model = small("vig_t", image_size=size, features_only=True, out_indices=(0,))
     variables = abstract_variables(model)
@@ -78,8 +78,11 @@ def test_the_head_of_the_hierarchical_one_is_known_by_the_originals_name():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_bfloat16_is_near(name):
-    models = [small(name), small(name, dtype="bfloat16", attn_type="gla", remat=True)]
-    variables = jax.jit(models[0].init)(jax.random.key(0, impl="rbg"), jnp.zeros((2, 32, 48, 3)))
+    models = [small(name), small(name, dtype="bfloat16", remat=True)]
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda x: (0.2 * rng.standard_normal(x.shape) + (x.ndim == 1)).astype(np.float32), abstract_variables(models[0])
+    )
     images = jax.random.normal(jax.random.key(1), (2, 32, 48, 3))
     exact, near = jax.jit(lambda *args: [model.apply(*args) for model in models])(variables, images)
     np.testing.assert_allclose(near, exact, atol=0.03 * np.abs(exact).max())
