@@ -1,4 +1,4 @@
-"""What ConvNeXt, HorNet, CvT, SReT and SVT have of their own: norms and heads, rates, initial values, shared weights."""
+"""What ConvNeXt, HorNet, CvT, SReT and SVT have of their own: norms, heads, rates, initial values, shared blocks."""
 
 import math
 
@@ -17,6 +17,7 @@ from flatten_jax.models.convnext import ConvNeXtBlock
 from flatten_jax.models.hornet import HorNetBlock
 from flatten_jax.models.sret import RecursiveBlock
 from flatten_jax.weights.layout import entries, layout
+from flatten_jax.weights.load import load_with_report
 
 # One small model of each family: (name, options).
 SMALL = {
@@ -254,3 +255,25 @@ def test_a_wrong_option_is_refused_with_one_line(family, options, message):
     with pytest.raises(ValueError, match=message) as error:
         small(family, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("hornet", {}),  # its filters are resized in every forward pass
+        ("sret", {"num_groups": (4, 1, 1)}),  # its positions once, as a map
+    ],
+)
+def test_weights_go_to_another_image_size(family, options):
+    model, larger = (small(family, image_size=size, **options) for size in (64, 128))
+    variables = random_variables(model)
+    found = load_with_report(variables, larger, saved=model)[0]
+    positions = {("params", "pos_embed")} if family == "sret" else set()
+    for path, array in flatten_dict(found).items():
+        if path in positions:
+            assert array.shape == (1, 8, 16, 16)
+        else:
+            np.testing.assert_array_equal(array, flatten_dict(variables)[path])
+    with pytest.raises(ValueError, match="belongs to one grid"):
+        other = small("svt", image_size=128)
+        load_with_report(random_variables(small("svt")), other, saved=small("svt"))
