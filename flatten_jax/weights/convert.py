@@ -50,7 +50,7 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module, example: Any = None
         example, call: of an attention layer, see `from_torch`.
 
     Returns:
-        name -> array, with the buffers of Swin's windows as the release computes them, and shared weights by both names.
+        name -> array, with the buffers of Swin's windows as the release computes them, and shared weights twice.
 
     Raises:
         ValueError: `variables` are not those of `model`; lists missing, unexpected and misshapen entries.
