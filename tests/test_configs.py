@@ -12,7 +12,7 @@ from configs.recipes import RECIPES
 from flatten_jax import list_attentions
 from flatten_jax.attention import ATTENTIONS, attention_options
 from flatten_jax.data.augment import RESIZE_RATIO
-from flatten_jax.models import PUBLISHED, create_model, cswin, deit, pvt, swin
+from flatten_jax.models import PUBLISHED, create_model, cswin, deit, model_options, pvt, swin
 from flatten_jax.training import agreement
 
 ROOT = Path(__file__).parents[1]
@@ -145,7 +145,8 @@ def test_what_all_published_recipes_share():
 def test_published_config_builds_its_model(name, variant):
     """But for its depth: whole models are built by tests/models/test_registry.py."""
     config = load("published", name + variant)
-    config.model.update({k: v for k, v in {"depth": 1, "depths": (1, 1, 1, 1)}.items() if k in config.model})
+    shallow = {"depth": 1, "depths": (1,) * len(model_options(name).get("depths", ()))}
+    config.model.update({k: v for k, v in shallow.items() if k in config.model})
     model = build(config)
     assert (model.num_classes, model.image_size) == (config.model.num_classes, config.model.image_size)
 

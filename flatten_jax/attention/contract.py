@@ -141,6 +141,10 @@ class Attention(nn.Module):
         """Channels of each stream, for x of `channels`."""
         return dict.fromkeys(self.streams, channels)
 
+    def belongs(self) -> Mapping[str, Sized]:
+        """`sized`, with the options that this one has."""
+        return self.sized
+
     def check(self, x: jax.Array, site: Site) -> None:
         """ValueError where the host asks for what this mechanism cannot do; hosts call it before they project."""
         name, (_, tokens, channels), (height, width) = type(self).__name__, x.shape, site.grid

@@ -76,6 +76,9 @@ class GnConv(Attention):
     global_filter: bool = False
     gf_size: int = 0
 
+    def belongs(self) -> Mapping[str, Sized]:
+        return {} if self.gf_size else self.sized  # a filter that is resized anyway fits every grid
+
     @nn.compact
     def __call__(self, x: jax.Array, site: Site) -> jax.Array:
         channels, order = x.shape[2], self.order

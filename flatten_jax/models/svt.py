@@ -140,7 +140,7 @@ MODELS = {
     "svt_h_b": dict(embed_dims=(64, 128, 320, 512), depths=(3, 4, 12, 3), num_heads=(2, 4, 10, 16), stem_width=64),
     "svt_h_l": dict(embed_dims=(96, 192, 384, 512), depths=(3, 6, 18, 3), num_heads=(3, 6, 12, 16), stem_width=64),
 }
-ALIASES = {f"svt_{size}": f"svt_h_{size}" for size in ("s", "b", "l")}
+ALIASES: dict[str, str] = {}
 _NOTE = "trained with token labels"
 PUBLISHED = {
     "svt_h_s": Published(84.2, note=_NOTE),

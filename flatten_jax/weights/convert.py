@@ -21,7 +21,8 @@ def from_torch(
 
     Args:
         state_dict: name -> array, as {k: v.numpy() for k, v in torch_model.state_dict().items()}. Buffers that are
-            computed (`relative_position_index`, `attn_mask`, rotary angles, ...) may be there or not.
+            computed (`relative_position_index`, `attn_mask`, rotary angles, ...) may be there or not, and so may the
+            second of two names of the same weights (SReT's shared blocks).
         model: from `create_model`, of the same architecture, image size and number of classes; or an attention layer
             (`LinearAttention`), which takes the names of the mechanism's original code.
         example, call: of an attention layer an input (B, N, C) or a map, and how it is called: grid=(14, 14), prefix=1.
@@ -49,7 +50,7 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module, example: Any = None
         example, call: of an attention layer, see `from_torch`.
 
     Returns:
-        name -> array, with the buffers of Swin's windows as the release computes them.
+        name -> array, with the buffers of Swin's windows as the release computes them, and shared weights twice.
 
     Raises:
         ValueError: `variables` are not those of `model`; lists missing, unexpected and misshapen entries.

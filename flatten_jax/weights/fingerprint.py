@@ -120,6 +120,8 @@ def attentions_in(model: Backbone, given: Mapping[str, Shape]) -> list[tuple[Fou
         given: name -> shape.
     """
     own, known = model.attentions(), {}
+    if not own:  # a model whose mixers cannot be exchanged
+        return []
     stages = []
     for i, blocks in enumerate(blocks_in(model, given)):
         found = []

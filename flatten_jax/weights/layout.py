@@ -179,7 +179,7 @@ def _row(collection: str, path: Path, shape: Shape, seen: Mapping[Path, _Seen]) 
     pointwise = path[-1] == "kernel" and len(shape) == 2 and modules != [] and modules[0] in attention.pointwise
     if modules:
         modules[0] = attention.original.get(modules[0], modules[0])
-    relative = path[first:]
+    relative, sized = path[first:], attention.belongs()
     return Row(
         collection=collection,
         path=path,
@@ -189,7 +189,7 @@ def _row(collection: str, path: Path, shape: Shape, seen: Mapping[Path, _Seen]) 
         parts=parts,
         letters=letters,
         pointwise=pointwise,
-        sized=attention.sized.get("/".join(relative), attention.sized.get(path[-1])) if place is not None else None,
+        sized=sized.get("/".join(relative), sized.get(path[-1])) if place is not None else None,
         site=site if place is not None else None,
         own=place is not None and (collection, *relative) in own,
     )

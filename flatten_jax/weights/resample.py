@@ -53,6 +53,9 @@ def fit(row: Row, x: np.ndarray, rows: Sequence[Row], source_rows: Sequence[Row]
     elif x.shape[1:] == row.shape[1:] and row.path[-1] == "relative_position_bias_table":
         source = before.keys if before else _source_window(len(x))
         fitted = resample_table(x, source, row.site.keys) if source and source != row.site.keys else None
+    elif len(row.shape) == 4 and x.shape[:2] == row.shape[:2] and re.fullmatch(POSITIONS, row.path[-1]):
+        positions = bicubic(x[0].transpose(1, 2, 0), row.shape[2:]).transpose(2, 0, 1)[None]  # SReT has them as a map
+        fitted = positions if x.shape != row.shape else None
     elif x.shape[::2] == row.shape[::2] and re.fullmatch(POSITIONS, row.path[-1]):
         fitted = _positions(x, row.shape[1], rows, source_rows)
     else:
