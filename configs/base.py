@@ -103,7 +103,8 @@ def _model(name: str) -> ml_collections.ConfigDict:
 
 def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The same model and recipe, shrunk to a minute on a CPU: few blocks, small generated pictures, a dozen steps."""
-    shallow = {"depth": 2, "depths": (1, 1, 2, 1)}
+    stages = len(flatten_jax.model_options(config.model.name).get("depths", ()))
+    shallow = {"depth": 2, "depths": (1, 1, 2, 1)[:stages]}
     config.model.update({k: v for k, v in shallow.items() if k in config.model})
     config.model.update(num_classes=10, image_size=(64, 64))
     config.data.update(name="synthetic", examples=64, workers=0)

@@ -12,7 +12,7 @@ from configs.recipes import RECIPES
 from flatten_jax import list_attentions
 from flatten_jax.attention import ATTENTIONS, attention_options
 from flatten_jax.data.augment import RESIZE_RATIO
-from flatten_jax.models import PUBLISHED, create_model
+from flatten_jax.models import PUBLISHED, create_model, cswin, deit, pvt, swin
 from flatten_jax.training import agreement
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +51,43 @@ OF_FLATTEN = {
 }
 
 
+# InLine, Agent Attention and PolaFormer. model: batch, drop-path, EMA, weight decay, and what differs from its family
+OF_HOSTS = {
+    "inline_deit_t": (4096, 0.1, 0.0, 0.05),
+    "inline_deit_s": (1024, 0.1, 0.0, 0.05),
+    "inline_deit_b": (512, 0.1, 0.0, 0.05),
+    "agent_deit_t": (4096, 0.0, 0.0, 0.05),
+    "agent_deit_s": (1024, 0.1, 0.0, 0.05),
+    "agent_deit_s_448": (512, 0.1, 0.0, 0.05),
+    "agent_deit_b": (1024, 0.3, 0.0, 0.05),
+    **{f"{paper}_pvt_{size}": (1024, 0.1, 0.0, 0.05) for paper in ("inline", "agent") for size in "ts"},
+    **{f"{paper}_pvt_m": (1024, 0.3, 0.0, 0.05, {"clip": 1.0}) for paper in ("inline", "agent")},
+    **{f"{paper}_pvt_l": (512, 0.3, 0.0, 0.05, {"clip": 1.0}) for paper in ("inline", "agent")},
+    "agent_pvt_m_256": (512, 0.3, 0.0, 0.05, {"clip": 1.0}),
+    **{
+        f"{paper}_{swin}": OF_FLATTEN[swin]
+        for paper in ("inline", "agent", "pola")
+        for swin in OF_FLATTEN
+        if swin[0] == "s"
+    },
+    "agent_swin_s_288": (512, 0.3, 0.0, 0.05, {"resize": 1.0}),
+    **{f"pola_pvt_{size}": OF_FLATTEN[f"pvt_{size}"] for size in "tsml"},
+    "inline_cswin_t": (1024, 0.2, 0.9999, 0.05),
+    "inline_cswin_s": (1024, 0.4, 0.9999, 0.05),
+    "inline_cswin_b": (512, 0.5, 0.99995, 0.1),
+    "inline_cswin_b_384": (256, 0.7, 0.999975, 1e-8, OF_FLATTEN["cswin_b_384"][4]),
+    "agent_cswin_t": (1024, 0.2, 0.99984, 0.05),
+    "agent_cswin_s": (1024, 0.4, 0.99984, 0.05),
+    "agent_cswin_b": (512, 0.5, 0.99992, 0.1),
+    "agent_cswin_b_384": (256, 0.7, 0.9998, 1e-8, OF_FLATTEN["cswin_b_384"][4]),
+}
+PUBLISHED_RECIPES = {
+    **OF_FLATTEN,
+    **{f"flatten_{backbone}": recipe for backbone, recipe in OF_FLATTEN.items()},
+    **OF_HOSTS,
+}
+
+
 def load(file, arg=""):
     return importlib.import_module(f"configs.{file}").get_config(arg)
 
@@ -71,17 +108,20 @@ def test_every_model_with_a_published_number_has_a_recipe():
     assert PUBLISHED.keys() <= RECIPES.keys()
 
 
-@pytest.mark.parametrize("prefix", ["flatten_", ""])
-@pytest.mark.parametrize("backbone", OF_FLATTEN)
-def test_recipe_is_the_published_one(prefix, backbone):
-    config = load("published", prefix + backbone)
-    batch, drop_path, ema, decay, *rest = OF_FLATTEN[backbone]
+def test_no_host_is_left_out():
+    assert {name for family in (deit, pvt, swin, cswin) for name in family.MODELS} <= PUBLISHED_RECIPES.keys()
+
+
+@pytest.mark.parametrize("name", PUBLISHED_RECIPES)
+def test_recipe_is_the_published_one(name):
+    config = load("published", name)
+    batch, drop_path, ema, decay, *rest = PUBLISHED_RECIPES[name]
     special = rest[0] if rest else {}
-    *epochs, rates, clip = FAMILIES[backbone.split("_")[0]]
+    *epochs, rates, clip = FAMILIES[next(word for word in name.split("_") if word in FAMILIES)]
     train, optimizer = config.train, config.optimizer
-    assert config.model.name == prefix + backbone
+    assert config.model.name == name
     assert (train.batch_size, config.model.drop_path) == (batch, drop_path)
-    assert (train.ema_decay, optimizer.weight_decay) == (ema, decay)
+    assert (train.ema_decay, optimizer.weight_decay) == (pytest.approx(ema, rel=1e-7), decay)
     assert (train.epochs, train.warmup_epochs, train.cooldown_epochs) == tuple(special.get("epochs", epochs))
     assert (optimizer.learning_rate, optimizer.warmup_learning_rate, optimizer.min_learning_rate) == special.get(
         "rates", rates

@@ -88,11 +88,16 @@ class DepthwiseStrip(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: (B, height, width, C) -> the same shape."""
-        (tall, wide_), (height, width), channels = self.sides, x.shape[1:3], x.shape[3]
+        channels = x.shape[3]
         kernel = self.param("kernel", self.conv_init.kernel, (*self.sides, 1, channels))
-        bias = self.param("bias", self.conv_init.bias(tall * wide_), (channels,))
+        bias = self.param("bias", self.conv_init.bias(self.sides[0] * self.sides[1]), (channels,))
         x, kernel, bias = promote(x, kernel, bias, self.dtype)
-        margins = ((0, 0), (tall // 2, tall // 2), (wide_ // 2, wide_ // 2), (0, 0))
-        padded = jnp.pad(wide(x), margins)
-        out = sum(padded[:, i : i + height, j : j + width] * kernel[i, j, 0] for i in range(tall) for j in range(wide_))
-        return (out + bias).astype(x.dtype)
+        return (depthwise_strip(wide(x), kernel[:, :, 0]) + bias).astype(x.dtype)
+
+
+@jax.jit
+def depthwise_strip(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x (B, height, width, C), kernel of any odd sides (k, l, C) -> the shape of x; zeros around."""
+    (tall, wide_), (height, width) = kernel.shape[:2], x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (tall // 2, tall // 2), (wide_ // 2, wide_ // 2), (0, 0)))
+    return sum(padded[:, i : i + height, j : j + width] * kernel[i, j] for i in range(tall) for j in range(wide_))

@@ -108,7 +108,8 @@ class Attention(nn.Module):
         sized: parameter -> how it belongs to the number of tokens.
         original: our layer or stream -> its name in the original, where that is another: {"q": "q_proj", ...}.
         pointwise: our layers that are 1 x 1 convolutions in the original.
-        computed: endings of the names of what the original's state dict holds and anyone can compute: not loaded.
+        computed: patterns of how the names end of what the original's state dict holds and anyone can compute, which is
+            not loaded.
 
     Attributes:
         num_heads: h.

@@ -10,10 +10,15 @@ from flatten_jax.attention.contract import Attention, Origin, Site, heads, on_gr
 from flatten_jax.attention.core import Kernel, wide
 from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.depthwise import depthwise_conv
+from flatten_jax.ops.initializers import NORMAL
 from flatten_jax.ops.rms_norm import RMSNorm
 
 CHUNK = 8
 FLOOR = -15.0  # of log gates, a factor of 3e-7: half a chunk of them leaves exp and its products in range
+
+# torch.nn.init.xavier_uniform_(weight, gain=2**-2.5), of variance gain^2 / mean(fan in, fan out); PyTorch too counts
+# all channels into the fan out of a depthwise convolution.
+XAVIER = nn.initializers.variance_scaling(2**-5, "fan_avg", "uniform")
 
 
 def gated_recurrence(q: jax.Array, k: jax.Array, v: jax.Array, log_gates: jax.Array) -> jax.Array:
@@ -85,6 +90,8 @@ class GLA(Attention):
         gate_low_rank_dim: width between the two layers of the gates.
         gate_logit_normalizer: the 16 above.
         half_in_eval: o is halved again outside of training, as plain ViG does; the norm hides it up to its epsilon.
+        xavier_init: which layers start from Xavier's uniform values of gain 2^-2.5: "" none, "conv" the convolution, as
+            in ViG-H, or "all", as in plain ViG.
     """
 
     origin: ClassVar[Origin] = Origin(
@@ -103,6 +110,7 @@ class GLA(Attention):
     gate_low_rank_dim: int = 16
     gate_logit_normalizer: float = 16.0
     half_in_eval: bool = False
+    xavier_init: str = ""
 
     @nn.compact
     def __call__(self, x: jax.Array, site: Site) -> jax.Array:
@@ -111,13 +119,17 @@ class GLA(Attention):
             raise ValueError(
                 f"{channels=} must be divisible by 2 num_heads={2 * h}: queries and keys have half of them"
             )
+        if self.xavier_init not in ("", "conv", "all"):
+            raise ValueError(f"xavier_init={self.xavier_init!r} must be '', 'conv' or 'all'")
         (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype)
-        kernel = Kernel((3, 3, 1, channels), self.conv_init, name="in_proj_0")()[:, :, 0]
+        conv_init = self.conv_init._replace(kernel=XAVIER) if self.xavier_init else self.conv_init
+        linear_init = NORMAL._replace(kernel=XAVIER) if self.xavier_init == "all" else NORMAL
+        kernel = Kernel((3, 3, 1, channels), conv_init, name="in_proj_0")()[:, :, 0]
         s = depthwise_conv(on_grid(x, site), kernel).reshape(x.shape)
         s = jax.nn.silu(s) if self.use_act_in_conv else s
 
         def dense(features: int, name: str, bias: bool = False, y: jax.Array = s) -> jax.Array:
-            return Dense(features, use_bias=bias, dtype=self.dtype, name=name)(y)
+            return Dense(features, use_bias=bias, dtype=self.dtype, initial=linear_init, name=name)(y)
 
         half = channels // 2
         qkv = jnp.split(dense(2 * channels, "qkv_proj"), [half, channels], axis=-1)

@@ -16,6 +16,18 @@ from flatten_jax.ops.depthwise import DepthwiseConv
 # Axes by which the picture is turned before the causal convolution, and back after it.
 DIRECTIONS = {"standard": ((),), "seq": ((1, 2),), "4dir": ((), (1, 2), (2,), (1,))}
 
+# The sine layers of a perceptron share one frequency, `freq`, which is in the original's state dict once for each.
+COPIES = {
+    "implicit_filter.1.freq": ("implicit_filter.3.freq", "implicit_filter.5.freq"),
+    "Yimplicit_filter.1.freq": (
+        "Yimplicit_filter.3.freq",
+        "Yimplicit_filter.5.freq",
+        "Ximplicit_filter.1.freq",
+        "Ximplicit_filter.3.freq",
+        "Ximplicit_filter.5.freq",
+    ),
+}
+
 
 def causal_convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """y[a, b] = sum over a' <= a, b' <= b of kernel[a - a', b - b'] x[a', b'], by FFT in float32.
@@ -57,6 +69,14 @@ class Hyena(Attention):
     takes_prefix: ClassVar[bool] = False
     takes_reduced: ClassVar[bool] = False
     sized: ClassVar[Mapping[str, Sized]] = {"z": Sized(axis=1, along="fixed", of="queries")}
+    computed: ClassVar[tuple[str, ...]] = (
+        "modulation.Xdeltas",
+        "modulation.Ydeltas",
+        "Xmodulation.deltas",
+        "Ymodulation.deltas",
+        "pos_emb.t",
+        *(copy for copies in COPIES.values() for copy in copies),
+    )
 
     direction: str = "standard"
     product_filter: bool = False
@@ -80,6 +100,24 @@ class Hyena(Attention):
         return Dense(channels, dtype=self.dtype, name="out_proj")(y.reshape(x.shape))
 
 
+def places(length: int) -> np.ndarray:
+    """t of `ImplicitFilter`, (length,)."""
+    return np.linspace(0, 1, length)
+
+
+def decay_rates(channels: int) -> np.ndarray:
+    """delta of `ImplicitFilter`, (channels,), negative."""
+    return np.log(0.01) * np.linspace(1 / 1.5, 1 / 0.3, channels)
+
+
+def original_buffers(channels: int, length: int, product_filter: bool) -> dict[str, np.ndarray]:
+    """What the original's `filter_fn` has besides weights: name -> value."""
+    delta = decay_rates(channels).astype(np.float32)[None, None]
+    names = ("Xmodulation.deltas", "Ymodulation.deltas")
+    names = names if product_filter else ("modulation.Xdeltas", "modulation.Ydeltas")
+    return {"pos_emb.t": places(length).astype(np.float32)[None, :, None], **dict.fromkeys(names, delta)}
+
+
 class ImplicitFilter(nn.Module):
     """The kernel (height, width, C) of Hyena, and D (C,), `bias`: a perceptron of positions times a decay.
 
@@ -95,12 +133,12 @@ class ImplicitFilter(nn.Module):
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array]:
         length = max(self.grid)
-        t = np.linspace(0, 1, length)
+        t = places(length)
         angle = 1e-4 * 2 * np.pi * np.arange(length) / length
         start = jnp.asarray(np.stack([t, np.cos(angle), -np.sin(angle)], axis=-1)[None], jnp.float32)
         z = _Own("z", lambda _: start, name="pos_emb")()[0]
         rows, columns = (z[:side] for side in self.grid)
-        delta = np.abs(np.log(0.01) * np.linspace(1 / 1.5, 1 / 0.3, self.channels))
+        delta = np.abs(decay_rates(self.channels))
         decays = [jnp.asarray(np.exp(-t[:side, None] * delta), z.dtype) for side in self.grid]
         if self.product:
             freq = _Own("freq", _ones, name="Yimplicit_filter_1")()

@@ -37,7 +37,8 @@ class LiteMLA(Attention):
 
     Layers: `qkv_conv`, 1 x 1 without bias, to h triples (q, k, v) of m channels; for scale i `aggreg_i_0`, a depthwise
     convolution of all triples, and `aggreg_i_1`, 1 x 1 in groups of m channels, both without bias; `proj_conv`, 1 x 1
-    without bias from the heads of all scales side by side; and `proj_norm`, a BatchNorm with running statistics.
+    without bias from the heads of all scales side by side; and `proj_norm`, a BatchNorm. All but it start
+    as convolutions do.
 
     Attributes:
         dim: m, channels of a head; 16 or 32 in EfficientViT. 0: those of the host's heads, C / num_heads.
@@ -75,7 +76,7 @@ class LiteMLA(Attention):
         if count < 1:
             raise ValueError(f"dim={dim} and heads_ratio={self.heads_ratio} leave no head of {channels=}: lower dim")
         width = 3 * count * dim
-        qkv = Dense(width, use_bias=False, dtype=self.dtype, name="qkv_conv")(x)
+        qkv = Dense(width, use_bias=False, dtype=self.dtype, initial=self.conv_init, name="qkv_conv")(x)
         parts = [qkv]
         for i, size in enumerate((self.scales,) if isinstance(self.scales, int) else self.scales):
             around = Kernel((size, size, 1, width), self.conv_init, name=f"aggreg_{i}_0")()
@@ -85,5 +86,5 @@ class LiteMLA(Attention):
             parts.append(jnp.einsum("bngi,igo->bngo", y, within).reshape(batch, tokens, width))
         triples = heads(jnp.concatenate(parts, axis=-1), len(parts) * count)
         out = relu_linear_attention(*jnp.split(triples, 3, axis=-1)).astype(qkv.dtype).reshape(batch, tokens, -1)
-        out = Dense(channels, use_bias=False, dtype=self.dtype, name="proj_conv")(out)
+        out = Dense(channels, use_bias=False, dtype=self.dtype, initial=self.conv_init, name="proj_conv")(out)
         return BatchNorm(dtype=self.dtype, name="proj_norm")(out, site.train)

@@ -1,4 +1,7 @@
-"""RALA (Fan et al., CVPR 2025, arXiv 2411.07635) and MALA (Fan et al., ICCV 2025, arXiv 2507.00698), of one form."""
+"""RALA (Fan et al., CVPR 2025, arXiv 2411.07635) and MALA (Fan et al., ICCV 2025, arXiv 2507.00698), of one form.
+
+And that form around softmax, which both papers' models have in their last two stages.
+"""
 
 from typing import ClassVar
 
@@ -9,6 +12,7 @@ import numpy as np
 
 from flatten_jax.attention.contract import Attention, Origin, Site, add_on_grid, heads
 from flatten_jax.attention.core import EPSILON, elu1, linear_attention, rotate, values_on_grid, wide
+from flatten_jax.attention.softmax import softmax_attention
 from flatten_jax.ops.depthwise import DepthwiseConv
 
 
@@ -76,11 +80,12 @@ class RALA(Attention):
     @nn.compact
     def __call__(self, x: jax.Array, site: Site, q: jax.Array, k: jax.Array, v: jax.Array, o: jax.Array) -> jax.Array:
         lepe = DepthwiseConv(v.shape[2], 5, self.dtype, self.conv_init, name="lepe")(values_on_grid(v, site))
-        q, k, v = (heads(a, self.num_heads) for a in (elu1(q), elu1(k), v))
+        q, k, v = (heads(a, self.num_heads) for a in (q, k, v))
         return add_on_grid(self.core(site, q, k, v).reshape(o.shape), lepe, site) * o
 
     def core(self, site: Site, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """The attention of features and values in heads."""
+        """The attention of queries, keys and values in heads."""
+        q, k = elu1(q), elu1(k)
         k = augmented_keys(q, k)
         return linear_attention(q, k, v, self.dtype, rotated(q, k, site))
 
@@ -101,7 +106,23 @@ class MALA(RALA):
     )
 
     def core(self, site: Site, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        q, k = elu1(q), elu1(k)
         return magnitude_attention(q, k, v, rotated(q, k, site), self.dtype)
+
+
+class RALASoftmax(RALA):
+    """RALA's form around softmax attention, with rotary positions, LePE and gate: RAVLT's and MAViT's last two stages.
+
+    Streams, parameters and what goes beyond the official code are those of RALA; `site.bias` is added to the scores.
+    """
+
+    origin: ClassVar[Origin] = RALA.origin._replace(formula="(softmax(R q (R k)^T / sqrt(d)) v + dwc(v)) * o")
+    takes_bias: ClassVar[bool] = True
+    linear_cost: ClassVar[bool] = False
+
+    def core(self, site: Site, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        q, k = (x.astype(v.dtype) for x in rotated(wide(q), wide(k), site))
+        return softmax_attention(q, k, v, site.bias)
 
 
 def rotated(q: jax.Array, k: jax.Array, site: Site) -> tuple[jax.Array, jax.Array]:

@@ -35,11 +35,12 @@ from flatten_jax.attention.ms2d import MS2D
 from flatten_jax.attention.nystrom import Nystrom
 from flatten_jax.attention.performer import Performer
 from flatten_jax.attention.polaformer import PolaFormer
-from flatten_jax.attention.rala import MALA, RALA
+from flatten_jax.attention.rala import MALA, RALA, RALASoftmax
 from flatten_jax.attention.skipat import SkipAt
 from flatten_jax.attention.soft import SOFT, SOFTPlusPlus
 from flatten_jax.attention.softmax import Softmax
 from flatten_jax.attention.sret import SReT
+from flatten_jax.attention.svt import SVT
 from flatten_jax.attention.taylor import Taylor
 from flatten_jax.attention.taylorshift import TaylorShift
 from flatten_jax.attention.transnormer import TransNormer, TransNormerDiag, TransNormerV2
@@ -78,11 +79,13 @@ ATTENTIONS: dict[str, type[Attention]] = {
     "performer": Performer,
     "polaformer": PolaFormer,
     "rala": RALA,
+    "rala_softmax": RALASoftmax,
     "skipat": SkipAt,
     "soft": SOFT,
     "softmax": Softmax,
     "softpp": SOFTPlusPlus,
     "sret": SReT,
+    "svt": SVT,
     "t5": T5,
     "taylor": Taylor,
     "taylorshift": TaylorShift,

@@ -1,6 +1,9 @@
 """Commands that show models and what they see: `models`, `predict`, `visualize`, `curves`."""
 
 import argparse
+import difflib
+import fnmatch
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,36 +13,66 @@ _PICTURES = "files, folders, or patterns in quotes, such as 'a/**/*.jpg'"
 
 
 def add_models(commands: Any) -> None:
-    command = commands.add_parser("models", help="all models: parameters, multiply-adds, published accuracy")
-    command.add_argument("pattern", nargs="?", default="*", help="a shell pattern, such as 'flatten_pvt_*'")
+    command = commands.add_parser("models", help="all models by family: image size, and what accuracy was published")
+    command.add_argument(
+        "pattern",
+        nargs="?",
+        help="a shell pattern, such as 'flatten_pvt_*': these models only, and their parameters and multiply-adds "
+        "too, for which each is traced in seconds",
+    )
+    command.add_argument("--family", help="the models of a file of flatten_jax/models only, such as swin; likewise")
     command.set_defaults(run=list_models)
 
 
 def list_models(args: argparse.Namespace) -> None:
+    from flatten_jax.models.registry import FAMILIES
+
+    if args.family is not None and args.family not in FAMILIES:
+        close = difflib.get_close_matches(args.family, FAMILIES, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(FAMILIES))}"
+        raise ValueError(f"--family {args.family} is no family of models; {hint}")
+    families = {
+        family: fnmatch.filter(module.MODELS, args.pattern or "*")
+        for family, module in FAMILIES.items()
+        if args.family in (None, family)
+    }
+    width = max((len(name) for names in families.values() for name in names), default=0)
+    if not width:
+        where = f" of the family {args.family}" if args.family else ""
+        raise ValueError(f"no model{where} matches {args.pattern!r}; `flatten-jax models` lists all")
+
+    counted = args.pattern is not None or args.family is not None
+    columns = f" {'parameters':>12} {'G':>7}" if counted else ""
+    print(f"{'model':{width}} {'image':>7}{columns}  top-1 published")
+    for family, names in families.items():
+        if names:
+            print(f"\n{family}: {inspect.getdoc(FAMILIES[family]).splitlines()[0]}")
+        for name in names:
+            print(_line(name, width, counted), flush=True)
+    print("\ntop-1: of ImageNet-1k in percent, as others published it; none of it was measured here.")
+    print(
+        "G: 10^9 multiply-adds of matrix products and convolutions, and 5 per LayerNorm element (the paper's rule)."
+        if counted
+        else "Parameters and multiply-adds too: flatten-jax models --family swin, flatten-jax models 'flatten_swin_*'"
+    )
+
+
+def _line(name: str, width: int, counted: bool) -> str:
     import jax
 
     from flatten_jax import models
 
-    names = models.list_models(args.pattern)
-    if not names:
-        raise ValueError(f"no model matches {args.pattern!r}; `flatten-jax models` lists all")
-    print(f"{'model':22} {'image':>5} {'parameters':>12} {'G':>7}  top-1 published")
-    for name in names:
+    height, across = models.model_options(name)["image_size"]
+    size, counts = str(height) if height == across else f"{height}x{across}", ""
+    if counted:
         model = models.create_model(name)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(models.abstract_variables(model)))
-        said = models.PUBLISHED.get(name)
-        sources = [] if said is None else [(said.paper, "paper"), (said.release, "release")]
-        top1 = ", ".join(f"{accuracy} ({source})" for accuracy, source in sources if accuracy is not None) or "-"
-        extras = [x for x in (said.note, "weights published" if said.weights else "") if x] if said else []
-        billions = models.multiply_adds(model) / 1e9
-        print(
-            f"{name:22} {model.image_size[0]:5} {parameters:12,} {billions:7.3f}  {'; '.join([top1, *extras])}",
-            flush=True,
-        )
-    print(
-        "\nG: 10^9 multiply-adds of matrix products and convolutions, and 5 per LayerNorm element (the paper's rule).\n"
-        "top-1: of ImageNet-1k in percent, as others published it; none of it was measured here."
-    )
+        counts = f" {parameters:12,} {models.multiply_adds(model) / 1e9:7.3f}"
+    said = models.PUBLISHED.get(name)
+    sources = [] if said is None else [(said.paper, "paper"), (said.release, "release")]
+    top1 = ", ".join(f"{accuracy} ({source})" for accuracy, source in sources if accuracy is not None) or "-"
+    extras = [x for x in (said.note, "weights published" if said.weights else "") if x] if said else []
+    return f"{name:{width}} {size:>7}{counts}  {'; '.join([top1, *extras])}"
 
 
 def add_predict(commands: Any) -> None:

@@ -16,22 +16,29 @@ import numpy as np
 from flatten_jax.attention.contract import Attention, Site
 from flatten_jax.attention.table import make_attention
 from flatten_jax.ops.dense import Dense
+from flatten_jax.ops.initializers import NORMAL, TORCH_CONV, ConvInit
 
 
-def project(attention: Attention, letters: str, x: jax.Array, use_bias: bool = True) -> dict[str, jax.Array]:
+def project(
+    attention: Attention, letters: str, x: jax.Array, initial: ConvInit = NORMAL, use_bias: bool = True
+) -> dict[str, jax.Array]:
     """Streams of an attention, (B, N, ·) each, by one linear layer whose name is their letters."""
     if not letters:
         return {}
     widths = [attention.widths(x.shape[-1])[letter] for letter in letters]
-    streams = Dense(sum(widths), use_bias=use_bias and attention.stream_bias, dtype=attention.dtype, name=letters)(x)
+    use_bias = use_bias and attention.stream_bias
+    layer = Dense(sum(widths), use_bias=use_bias, dtype=attention.dtype, initial=initial, name=letters)
+    streams = layer(x)
     return dict(zip(letters, jnp.split(streams, np.cumsum(widths[:-1]), axis=-1), strict=True))
 
 
-def attend(attention: Attention, x: jax.Array, site: Site, streams: Mapping[str, jax.Array]) -> jax.Array:
+def attend(
+    attention: Attention, x: jax.Array, site: Site, streams: Mapping[str, jax.Array], initial: ConvInit = NORMAL
+) -> jax.Array:
     """The attention between its projections: (B, N, C)."""
     out = attention(x, site, *(streams[letter] for letter in attention.streams))
     projects = attention.streams and attention.projects_out
-    return Dense(x.shape[-1], dtype=attention.dtype, name="proj")(out) if projects else out
+    return Dense(x.shape[-1], dtype=attention.dtype, initial=initial, name="proj")(out) if projects else out
 
 
 class QKVAttention(nn.Module):
@@ -42,19 +49,24 @@ class QKVAttention(nn.Module):
         attn_type: name of the attention, one of `flatten_jax.list_attentions()`.
         options: its further attributes, such as {"focusing_factor": 3}.
         dtype: of the computation; parameters are float32.
+        conv_init: initial values of the attention's convolutions.
+        linear_init: initial values of the projections.
     """
 
     num_heads: int
     attn_type: str = "focused"
     options: Mapping[str, Any] = nn.FrozenDict()
     dtype: jnp.dtype | None = None
+    conv_init: ConvInit = TORCH_CONV
+    linear_init: ConvInit = NORMAL
 
     @nn.compact
     def __call__(self, x: jax.Array, site: Site) -> jax.Array:
-        attention = make_attention(self.attn_type, self.num_heads, self.dtype, self.options)
+        attention = make_attention(self.attn_type, self.num_heads, self.dtype, self.options, self.conv_init)
         nn.share_scope(self, attention)
         attention.check(x, site)
-        return attend(attention, x, site, project(attention, attention.streams, x))
+        streams = project(attention, attention.streams, x, self.linear_init)
+        return attend(attention, x, site, streams, self.linear_init)
 
 
 class SplitAttention(nn.Module):
@@ -75,5 +87,5 @@ class SplitAttention(nn.Module):
         attention.check(x, site)
         scores = "".join(letter for letter in attention.streams if letter in "qk")
         others = "".join(letter for letter in attention.streams if letter not in "qk")
-        streams = project(attention, scores, x, False) | project(attention, others, x, False)
+        streams = project(attention, scores, x, use_bias=False) | project(attention, others, x, use_bias=False)
         return attend(attention, x, site, streams)

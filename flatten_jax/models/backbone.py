@@ -47,7 +47,7 @@ class Backbone(nn.Module):
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
     epsilon: ClassVar[float] = 1e-6  # of the LayerNorms in blocks and after them
-    # Endings of the names of what the original's state dict holds and anyone can compute: not loaded.
+    # Patterns of how the names end of what the original's state dict holds and anyone can compute: not loaded.
     computed: ClassVar[tuple[str, ...]] = ()
     # Where the layers are that belong to the classes: what `new_head` makes new.
     heads: ClassVar[tuple[tuple[str, ...], ...]] = (("head",),)
@@ -86,6 +86,10 @@ class Backbone(nn.Module):
     def final_norm(self, x: jax.Array) -> jax.Array:
         return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
 
+    def final_map(self, x: jax.Array, train: bool) -> jax.Array:
+        """What is pooled, of the last level: that after `final_norm`, unless the family has more there."""
+        return self.final_norm(x)
+
     def pool(self, x: jax.Array) -> jax.Array:
         return x.mean(axis=(1, 2))
 
@@ -101,16 +105,16 @@ class Backbone(nn.Module):
         """Logits (B, num_classes) of the pooled features."""
         return Dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
-    def rates(self) -> list[list[float]]:
-        """Drop-path rates of each stage's blocks."""
-        return drop_path_rates(self.drop_path, [len(names) for names in self.attentions()])
-
     def original(self, name: str) -> str:
         """PyTorch's name of an entry that would be called `name` by the names of our modules."""
         return name
 
     def torch_buffers(self) -> dict[str, np.ndarray]:
         """What the original's strict loading asks for besides weights: PyTorch's name -> value. See `computed`."""
+        return {}
+
+    def torch_copies(self, entries: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the original's state dict holds under a second name: that name -> the entry. See `computed`."""
         return {}
 
     # Options that only blocks with scores (True), or only those without (False), look at.
@@ -122,6 +126,10 @@ class Backbone(nn.Module):
         idle = {option for option, scores in self.only_with.items() if scores not in present}
         idle |= set() if self.features_only else {"out_indices", "feature_norm"}
         return idle | (set() if self.remat else {"remat_policy"})
+
+    def rates(self) -> list[list[float]]:
+        """Drop-path rates of each stage's blocks."""
+        return drop_path_rates(self.drop_path, [len(names) for names in self.attentions()])
 
     def default_indices(self) -> tuple[int, ...]:
         return tuple(range(len(self.level_info())))
@@ -140,6 +148,8 @@ class Backbone(nn.Module):
         block: type[nn.Module] = Block,
         count: int | None = None,
         scan: bool | None = None,
+        first: int = 0,
+        own: Callable[[int], dict[str, Any]] = lambda j: {},
         **settings: Any,
     ) -> list[jax.Array]:
         """The blocks of stage i, one after the other: what each gives; with `scan` only what the last one gives.
@@ -153,19 +163,25 @@ class Backbone(nn.Module):
             block: makes a block of attention=, epsilon=, dtype=, name= and `settings`.
             count: the first so many blocks only.
             scan: default: the model's.
+            first: number of the first block, in its name.
+            own: own(j) -> settings of block j alone; blocks with equal ones are alike.
         """
         if isinstance(x, jax.Array) and x.ndim == 4:
             tokens = x.reshape(x.shape[0], -1, x.shape[3])
             site = site.replace(grid=x.shape[1:3])
-            outputs = self.stage(tokens, site, i, host, name, block=block, count=count, scan=scan, **settings)
+            more = dict(block=block, count=count, scan=scan, first=first, own=own, **settings)
+            outputs = self.stage(tokens, site, i, host, name, **more)
             return [y.reshape(*x.shape[:3], y.shape[2]) for y in outputs]
         attentions = self.attentions()
         rates = self.rates()[i][:count]
         names, make = attentions[i][:count], rematerialised(block, self.remat_policy) if self.remat else block
         hosts = [host(j, attention, self.options_of(i, j)) for j, attention in enumerate(names)]
-        settings.update(epsilon=self.epsilon, dtype=self.dtype)
-        blocks = [make(attention=of_block, name=f"{name}{j}", **settings) for j, of_block in enumerate(hosts)]
-        kinds = [(of_block.func, of_block.args, of_block.keywords) for of_block in hosts]
+        settings = {"epsilon": self.epsilon, "dtype": self.dtype, **settings}
+        blocks = [
+            make(attention=of_block, name=f"{name}{first + j}", **settings, **own(j))
+            for j, of_block in enumerate(hosts)
+        ]
+        kinds = [(of_block.func, of_block.args, of_block.keywords, own(j)) for j, of_block in enumerate(hosts)]
         carry = any(attention_class(attention).takes_before for attention in names)
         return run_blocks(blocks, kinds, rates, x, site, scan=self.scan if scan is None else scan, carry=carry)
 
@@ -206,7 +222,7 @@ class Backbone(nn.Module):
         if output == "maps":
             maps = [self.as_map(levels[i]) for i in indices]
             return [self.map_norm(x, i) for i, x in zip(indices, maps, strict=True)] if self.feature_norm else maps
-        x = self.final_norm(levels[-1])
+        x = self.final_map(levels[-1], train)
         if output == "features":
             return x
         x = self.pool(x)

@@ -8,13 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.attention.contract import Grid, Site
+from flatten_jax.attention.contract import Grid, Site, on_grid
 from flatten_jax.ops.batch_norm import BatchNorm
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.cpu import gradient_apart
 from flatten_jax.ops.dense import Dense
+from flatten_jax.ops.depthwise import DepthwiseConv
 from flatten_jax.ops.gelu import gelu
-from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
+from flatten_jax.ops.initializers import FAN_OUT_CONV, NORMAL, TORCH_CONV, ConvInit
 from flatten_jax.ops.norm import LayerNorm
 
 
@@ -106,25 +107,41 @@ def conv_norm(
 
 
 class Mlp(nn.Module):
-    """fc2(gelu(fc1(x))) with the exact (erf) GELU.
+    """fc2(gelu(fc1(x))) with the exact (erf) GELU, unless told.
 
     Attributes:
         hidden_dim: width between the layers.
         local: makes a module that is called with (hidden (B, N, hidden_dim), site) before the GELU, or None.
+        activation: instead of the GELU.
+        linear_init: initial values of the two layers.
     """
 
     hidden_dim: int
     local: Callable[..., nn.Module] | None = None
     dtype: jnp.dtype | None = None
+    activation: Callable[[jax.Array], jax.Array] = gelu
+    linear_init: ConvInit = NORMAL
 
     @nn.compact
     def __call__(self, x: jax.Array, site: Site) -> jax.Array:
         """(B, N, C) -> (B, N, C)."""
-        dense = partial(Dense, dtype=self.dtype)
+        dense = partial(Dense, dtype=self.dtype, initial=self.linear_init)
         hidden = dense(self.hidden_dim, name="fc1")(x)
         if self.local is not None:
             hidden = self.local(dtype=self.dtype, name="dwconv")(hidden, site)
-        return dense(x.shape[-1], name="fc2")(gelu(hidden))
+        return dense(x.shape[-1], name="fc2")(self.activation(hidden))
+
+
+class DWConv(nn.Module):
+    """`local` of PVTv2's MLP and those after it: a 3 x 3 depthwise convolution of tokens, there `mlp.dwconv.dwconv`."""
+
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, site: Site) -> jax.Array:
+        """(B, N, C) at `site` -> (B, N, C)."""
+        convolution = DepthwiseConv(x.shape[2], 3, self.dtype, FAN_OUT_CONV, name="dwconv")
+        return convolution(on_grid(x, site)).reshape(x.shape)
 
 
 class Block(nn.Module):
@@ -136,6 +153,8 @@ class Block(nn.Module):
         epsilon: of the two LayerNorms.
         own_scope: whether the attention's parameters are under `attn`; else they, and `norm1`, are the block's (CSwin).
         mlp_local: `local` of the MLP (PVTv2).
+        gamma: at first, of a learned scale of what the MLP gives (Flowformer); None: there is no such scale.
+        mlp_activation: `activation` of the MLP.
     """
 
     attention: Callable[..., nn.Module]
@@ -143,7 +162,9 @@ class Block(nn.Module):
     epsilon: float = 1e-6
     own_scope: bool = True
     mlp_local: Callable[..., nn.Module] | None = None
+    gamma: float | None = None
     dtype: jnp.dtype | None = None
+    mlp_activation: Callable[[jax.Array], jax.Array] = gelu
 
     @nn.compact
     def __call__(self, x: jax.Array, site: Site, rate: float | jax.Array = 0.0) -> tuple[jax.Array, jax.Array]:
@@ -157,8 +178,12 @@ class Block(nn.Module):
         x = gradient_apart(x)
         attended = attention(norm(name="norm1")(x) if self.own_scope else x, site)
         x = x + dropped(attended)
-        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.mlp_local, dtype=self.dtype, name="mlp")
-        return x + dropped(mlp(norm(name="norm2")(x), site)), attended
+        hidden_dim = int(x.shape[-1] * self.mlp_ratio)
+        mlp = Mlp(hidden_dim, self.mlp_local, self.dtype, self.mlp_activation, name="mlp")
+        fed = mlp(norm(name="norm2")(x), site)
+        if self.gamma is not None:
+            fed = fed * self.param("gamma", nn.initializers.constant(self.gamma), fed.shape[-1:]).astype(fed.dtype)
+        return x + dropped(fed), attended
 
 
 def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:

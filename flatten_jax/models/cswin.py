@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 
 from flatten_jax.attention import Site, pattern, takes_bias
@@ -15,7 +16,7 @@ from flatten_jax.ops.norm import LayerNorm
 
 
 class CSwin(Backbone):
-    """CSwin (Dong et al., 2022) in the release's form.
+    """CSwin (Dong et al., 2022) in the release's form, which is InLine's and Agent's too, but for the depths of S.
 
     Any image_size: the convolutions between the stages pad, and a grid that stripes do not divide is padded with zeros.
     The last stage always attends to its whole grid, in one branch.
@@ -109,13 +110,29 @@ _SIZES = {
     "b": _BASE,
     "b_384": dict(_BASE, image_size=(384, 384)),
 }
+_DEEP = {**_SIZES, "s": dict(_SIZES["s"], depths=_BASE["depths"])}
+_AGENT = dict(
+    attn_type="agent,agent,softmax,softmax",
+    attn_options=nn.FrozenDict(agent_num=(9, 16, 49, 49), use_dwc=False),
+)
 FAMILY = CSwin
 MODELS = {
     **{f"flatten_cswin_{size}": dict(own, attn_type="focused,focused,softmax,softmax") for size, own in _SIZES.items()},
     **{f"cswin_{size}": dict(own, attn_type="softmax") for size, own in _SIZES.items()},
+    **{f"inline_cswin_{size}": dict(own, attn_type="inline,inline,softmax,softmax") for size, own in _DEEP.items()},
+    **{f"agent_cswin_{size}": dict(own, **_AGENT) for size, own in _DEEP.items()},
 }
-# The release's names: of its functions (models/build.py), and in its configs (MODEL.NAME).
+# The originals' names: of their functions (models/build.py), and in their configs (MODEL.NAME).
 ALIASES = {
+    "Agent_CSWin_64_24181_tiny_224": "agent_cswin_t",
+    "Agent_CSWin_64_36292_small_224": "agent_cswin_s",
+    "Agent_CSWin_96_36292_base_224": "agent_cswin_b",
+    "Agent_CSWin_96_36292_base_384": "agent_cswin_b_384",
+    **{
+        f"{original}_{size}": f"{ours}_{short}"
+        for original, ours in (("Agent_CSWin", "agent_cswin"), ("inline_cswin", "inline_cswin"))
+        for size, short in (("tiny", "t"), ("small", "s"), ("base", "b"), ("base_384", "b_384"))
+    },
     "FLatten_CSWin_64_24181_tiny_224": "flatten_cswin_t",
     "FLatten_CSWin_64_24322_small_224": "flatten_cswin_s",
     "FLatten_CSWin_96_36292_base_224": "flatten_cswin_b",
@@ -134,4 +151,11 @@ PUBLISHED = {
     "cswin_t": Published(82.7, note=_NOTE),
     "cswin_s": Published(83.6, note=_NOTE),
     "cswin_b": Published(84.2, note=_NOTE),
+    "inline_cswin_t": Published(83.2, weights=WEIGHTS.format("49fa2ecc543647c4b970")),
+    "inline_cswin_s": Published(83.8, weights=WEIGHTS.format("59f4e65f776f4052b93c")),
+    "inline_cswin_b": Published(84.5, weights=WEIGHTS.format("91e17121df284ae38521")),
+    "agent_cswin_t": Published(83.1, weights=WEIGHTS.format("8c562a74441e46d5902b")),
+    "agent_cswin_s": Published(83.9, weights=WEIGHTS.format("30eb8af675bc4b7a8747")),
+    "agent_cswin_b": Published(84.7, weights=WEIGHTS.format("c8035b0839b2410c8c9f")),
+    "agent_cswin_b_384": Published(85.8, weights=WEIGHTS.format("1239be0df44b47719432")),
 }

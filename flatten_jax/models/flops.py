@@ -13,9 +13,9 @@ from flatten_jax.ops.norm import LayerNorm
 _LAYER_NORM = 5  # per element: what fvcore, which the paper used, counts for a LayerNorm
 
 
-def _dynamic_depthwise(equation: jax.extend.core.JaxprEqn) -> int:
+def _depthwise(equation: jax.extend.core.JaxprEqn) -> int:
     _, kernel = (x.aval.shape for x in equation.invars)
-    return equation.outvars[0].aval.size * kernel[1] * kernel[2]
+    return equation.outvars[0].aval.size * kernel[-3] * kernel[-2]
 
 
 def _fft(equation: jax.extend.core.JaxprEqn) -> int:
@@ -29,7 +29,8 @@ def _fft(equation: jax.extend.core.JaxprEqn) -> int:
 _FUNCTIONS: dict[str, Callable[[jax.extend.core.JaxprEqn], int]] = {
     "_resize": lambda _: 0,
     "_pool": lambda _: 0,
-    "dynamic_depthwise": _dynamic_depthwise,
+    "dynamic_depthwise": _depthwise,
+    "depthwise_strip": _depthwise,
 }
 _PRIMITIVES: dict[str, Callable[[jax.extend.core.JaxprEqn], int]] = {
     "fft": _fft,

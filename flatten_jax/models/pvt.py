@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -18,6 +19,10 @@ from flatten_jax.ops.norm import LayerNorm
 
 class PVT(Backbone):
     """PVT (Wang et al., 2021) in the release's form. The four `pos_embed` are decayed, as there.
+
+    InLine's PVT (Han et al., NeurIPS 2024) has other heads, and, like Agent's (Han et al., ECCV 2024), no unused norm;
+    PolaFormer's (Meng et al., ICLR 2025) is the release's. InLine's code resamples `pos_embed` while it runs at another
+    size than its own; here a model is made for its image_size, and weights are resampled when they are loaded.
 
     Attributes: those of `Backbone`, and
         image_size: (height, width), each a multiple of 32.
@@ -92,17 +97,25 @@ _SIZES = {
     "m": dict(depths=(3, 4, 18, 3)),
     "l": dict(depths=(3, 8, 27, 3)),
 }
+_INLINE = dict(attn_type="inline", num_heads=(2, 4, 10, 16), unused_norm=False)
+_AGENT = dict(attn_type="agent", unused_norm=False, attn_options=nn.FrozenDict(agent_num=(9, 16, 49, 49)))
 FAMILY = PVT
 MODELS = {
     **{f"flatten_pvt_{size}": dict(own, attn_type="focused") for size, own in _SIZES.items()},
     **{f"pvt_{size}": dict(own, attn_type="softmax") for size, own in _SIZES.items()},
+    **{f"inline_pvt_{size}": dict(own, **_INLINE) for size, own in _SIZES.items()},
+    **{f"agent_pvt_{size}": dict(own, **_AGENT) for size, own in _SIZES.items()},
+    "agent_pvt_m_256": dict(_SIZES["m"], **_AGENT, image_size=(256, 256)),
+    **{f"pola_pvt_{size}": dict(own, attn_type="polaformer") for size, own in _SIZES.items()},
 }
-# The release's names: of its functions (models/build.py), and in its configs (MODEL.NAME).
+# The originals' names: of their functions (models/build.py), and in their configs (MODEL.NAME).
 ALIASES = {
-    "flatten_pvt_tiny": "flatten_pvt_t",
-    "flatten_pvt_small": "flatten_pvt_s",
-    "flatten_pvt_medium": "flatten_pvt_m",
-    "flatten_pvt_large": "flatten_pvt_l",
+    **{
+        f"{paper}_pvt_{long}": f"{paper}_pvt_{long[0]}"
+        for paper in ("flatten", "inline", "agent", "pola")
+        for long in ("tiny", "small", "medium", "large")
+    },
+    "agent_pvt_medium_256": "agent_pvt_m_256",
 }
 _NOTE = "measured with a class token"
 PUBLISHED = {
@@ -112,4 +125,15 @@ PUBLISHED = {
     "flatten_pvt_l": Published(83.4),
     "pvt_t": Published(75.1, note=_NOTE),
     "pvt_s": Published(79.8, note=_NOTE),
+    "inline_pvt_t": Published(78.2, weights=WEIGHTS.format("90ac52b1555b401eb5e6")),
+    "inline_pvt_s": Published(82.0, weights=WEIGHTS.format("1ab953b2479d433080a3")),
+    "inline_pvt_m": Published(83.2, weights=WEIGHTS.format("a72aec31e6084bc0a280")),
+    "inline_pvt_l": Published(83.6, weights=WEIGHTS.format("efd91318ba964f01b288")),
+    "agent_pvt_t": Published(78.4, weights=WEIGHTS.format("13fdf0e0a7c5498c934f")),
+    "agent_pvt_s": Published(82.2, weights=WEIGHTS.format("36b8be9a8863456685a3")),
+    "agent_pvt_m": Published(83.4, weights=WEIGHTS.format("4d00ecacf18b45f9b88c")),
+    "agent_pvt_m_256": Published(83.8, weights=WEIGHTS.format("654df734121643b19c52")),
+    "agent_pvt_l": Published(83.7, weights=WEIGHTS.format("040cfe0cfbbe4762ad09")),
+    "pola_pvt_t": Published(78.8),
+    "pola_pvt_s": Published(81.9),
 }

@@ -2,15 +2,11 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from flatten_jax.attention import Site
-from flatten_jax.models.blocks import PatchEmbed
+from flatten_jax.models.blocks import DWConv, PatchEmbed
 from flatten_jax.models.published import WEIGHTS, Published
 from flatten_jax.models.pvt import PVT
-from flatten_jax.ops.depthwise import DepthwiseConv
 from flatten_jax.ops.initializers import FAN_OUT_CONV
 from flatten_jax.ops.norm import LayerNorm
 
@@ -40,25 +36,13 @@ class PVTv2(PVT):
                 dtype=self.dtype,
                 name=f"patch_embed{i + 1}",
             )(x)
-            x = self.blocks(x, i, train, FAN_OUT_CONV, mlp_local=_DWConv)
+            x = self.blocks(x, i, train, FAN_OUT_CONV, mlp_local=DWConv)
             x = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=f"norm{i + 1}")(x)
             levels.append(x)
         return levels
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         return x
-
-
-class _DWConv(nn.Module):
-    """A 3 x 3 depthwise convolution of tokens; the release's names are `mlp.dwconv.dwconv`."""
-
-    dtype: jnp.dtype | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, site: Site) -> jax.Array:
-        """(B, N, C) at `site` -> (B, N, C)."""
-        convolution = DepthwiseConv(x.shape[2], 3, self.dtype, FAN_OUT_CONV, name="dwconv")
-        return convolution(x.reshape(x.shape[0], *site.grid, x.shape[2])).reshape(x.shape)
 
 
 _SIZES = {

@@ -2,14 +2,76 @@
 
 import dataclasses
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
-from flatten_jax.models import crossvit, cswin, deit, msvmamba, pvt, pvt_v2, stvit, swin, tnt
+from flatten_jax.models import (
+    care,
+    convnext,
+    convnext_isotropic,
+    crossvit,
+    cswin,
+    cvt,
+    deit,
+    efficientvit,
+    flowformer,
+    hornet,
+    hyena_deit,
+    l2vit,
+    mhla_deit,
+    mila,
+    msvmamba,
+    pvt,
+    pvt_v2,
+    ravlt,
+    skipat_deit,
+    soft,
+    sret,
+    stvit,
+    svt,
+    swin,
+    tnt,
+    vig,
+    vig_h,
+    vvt,
+    xcit,
+)
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.published import Published
 
 # A family's file says FAMILY, its class; MODELS, name -> settings; ALIASES, others' names for them; and PUBLISHED.
-_FAMILIES = (deit, pvt, pvt_v2, swin, cswin, crossvit, tnt, msvmamba, stvit)
+_FAMILIES = (
+    deit,
+    pvt,
+    pvt_v2,
+    swin,
+    cswin,
+    ravlt,
+    mila,
+    l2vit,
+    vvt,
+    soft,
+    flowformer,
+    care,
+    efficientvit,
+    vig,
+    vig_h,
+    xcit,
+    mhla_deit,
+    hyena_deit,
+    skipat_deit,
+    convnext,
+    convnext_isotropic,
+    hornet,
+    cvt,
+    sret,
+    svt,
+    crossvit,
+    tnt,
+    msvmamba,
+    stvit,
+)
+FAMILIES: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in _FAMILIES}
 
 
 @dataclasses.dataclass(frozen=True)

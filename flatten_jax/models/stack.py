@@ -17,11 +17,15 @@ REMAT_POLICIES = {
 }
 
 
-def rematerialised(block: type[nn.Module], policy: str) -> type[nn.Module]:
-    """`block` for which the backward pass keeps what a key of REMAT_POLICIES says, and computes the rest again."""
+def rematerialised(block: type[nn.Module], policy: str, static_argnums: tuple[int, ...] = ()) -> type[nn.Module]:
+    """`block` for which the backward pass keeps what a key of REMAT_POLICIES says, and computes the rest again.
+
+    Args:
+        static_argnums: arguments of the block that are no arrays; 0 is the block.
+    """
     if policy not in REMAT_POLICIES:
         raise ValueError(f"remat_policy={policy!r} must be one of {', '.join(REMAT_POLICIES)}")
-    return nn.remat(block, policy=REMAT_POLICIES[policy])
+    return nn.remat(block, policy=REMAT_POLICIES[policy], static_argnums=static_argnums)
 
 
 def run_blocks(

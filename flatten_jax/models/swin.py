@@ -19,7 +19,7 @@ from flatten_jax.ops.norm import LayerNorm
 
 
 class Swin(Backbone):
-    """Swin (Liu et al., 2021) in the release's form.
+    """Swin (Liu et al., 2021) in the release's form, which is InLine's, Agent's and PolaFormer's too.
 
     Any image_size: images, windows and odd grids are padded with zeros at the right and the bottom, as in Swin's
     detection code.
@@ -31,7 +31,7 @@ class Swin(Backbone):
             the release's 56 at 224 px and 96 at 384 px come to.
         softmax_window_size: of softmax blocks, clipped likewise; 0: as in the release, 7 for a `window_size` up to 56
             and 12 above; where that is 0 too, a 32nd of the shorter side of the image and at least 7, which is 7 at
-            224 px and 12 at 384 px, and needs no padding where the image is square and a multiple of 32.
+            224 px, 9 at 288 px and 12 at 384 px, and needs no padding where the image is square and a multiple of 32.
     """
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ("relative_position_bias_table",)
@@ -128,17 +128,40 @@ _SIZES = {
     "b": _BASE,
     "b_384": dict(_BASE, image_size=(384, 384)),
 }
+_AGENT = dict(attn_options=nn.FrozenDict(agent_num=(9, 16, 49, 49)))
 FAMILY = Swin
 MODELS = {
     **{f"flatten_swin_{size}": dict(own, attn_type="focused,focused,softmax,softmax") for size, own in _SIZES.items()},
     **{f"swin_{size}": dict(own, attn_type="softmax") for size, own in _SIZES.items()},
+    "inline_swin_t": dict(_SIZES["t"], attn_type="inline,inline,inline,softmax"),
+    "inline_swin_s": dict(_SIZES["s"], attn_type="inline,inline,softmax,softmax"),
+    "inline_swin_b": dict(_SIZES["b"], attn_type="inline,inline,inline*2+softmax,softmax"),
+    "inline_swin_b_384": dict(_SIZES["b_384"], attn_type="inline,inline,inline*2+softmax,softmax"),
+    "agent_swin_t": dict(_SIZES["t"], **_AGENT, attn_type="agent,agent,agent,softmax"),
+    "agent_swin_s": dict(_SIZES["s"], **_AGENT, attn_type="agent,agent,softmax,softmax"),
+    "agent_swin_s_288": dict(_SIZES["s"], **_AGENT, attn_type="agent,agent,softmax,softmax", image_size=(288, 288)),
+    "agent_swin_b": dict(_SIZES["b"], **_AGENT, attn_type="agent,agent,agent*2+softmax,softmax"),
+    "agent_swin_b_384": dict(_SIZES["b_384"], **_AGENT, attn_type="agent,agent,agent*2+softmax,softmax"),
+    **{
+        f"pola_swin_{size}": dict(own, attn_type="polaformer,polaformer,softmax,softmax")
+        for size, own in _SIZES.items()
+    },
 }
-# The release's names: of its functions (models/build.py), and in its configs (MODEL.NAME).
+# The originals' names: of FLatten's functions (models/build.py), and in the configs (MODEL.NAME).
 ALIASES = {
-    "flatten_swin_tiny_patch4_224": "flatten_swin_t",
-    "flatten_swin_small_patch4_224": "flatten_swin_s",
-    "flatten_swin_base_patch4_224": "flatten_swin_b",
-    "flatten_swin_base_patch4_384_finetune": "flatten_swin_b_384",
+    **{
+        f"{paper}_swin_{long}_patch4_224": f"{paper}_swin_{long[0]}"
+        for paper in ("flatten", "pola")
+        for long in ("tiny", "small", "base")
+    },
+    **{f"{paper}_swin_base_patch4_384_finetune": f"{paper}_swin_b_384" for paper in ("flatten", "pola")},
+    **{
+        f"{paper}_swin_{long}": f"{paper}_swin_{long[0]}"
+        for paper in ("inline", "agent")
+        for long in ("tiny", "small", "base")
+    },
+    **{f"{paper}_swin_base_384": f"{paper}_swin_b_384" for paper in ("inline", "agent")},
+    "agent_swin_small_288": "agent_swin_s_288",
 }
 PUBLISHED = {
     "flatten_swin_t": Published(82.1, 82.106, WEIGHTS.format("e1518e76703e4e57a7f2")),
@@ -148,4 +171,15 @@ PUBLISHED = {
     "swin_t": Published(81.3),
     "swin_s": Published(83.0),
     "swin_b": Published(83.5),
+    "inline_swin_t": Published(82.4, weights=WEIGHTS.format("32810869fcc34410966b")),
+    "inline_swin_s": Published(83.6, weights=WEIGHTS.format("e9657fd247c04c7cb1a1")),
+    "inline_swin_b": Published(84.1, weights=WEIGHTS.format("bf23564bb64c420aafe1")),
+    "agent_swin_t": Published(82.6, weights=WEIGHTS.format("a2ddc1190c224f768a41")),
+    "agent_swin_s": Published(83.7, weights=WEIGHTS.format("f607172c9fea4d6e99bb")),
+    "agent_swin_s_288": Published(84.1, weights=WEIGHTS.format("09760394e93b4046a25e")),
+    "agent_swin_b": Published(84.0, weights=WEIGHTS.format("4fcd2d0114bb490483c3")),
+    "agent_swin_b_384": Published(84.9, weights=WEIGHTS.format("bb84ee9058954706a557")),
+    "pola_swin_t": Published(82.6),
+    "pola_swin_s": Published(83.6),
+    "pola_swin_b": Published(83.8),
 }

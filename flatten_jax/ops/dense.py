@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from flatten_jax.ops import cpu
 from flatten_jax.ops.derivative import with_backward
-from flatten_jax.ops.initializers import linear_kernel
+from flatten_jax.ops.initializers import NORMAL, ConvInit
 
 PRODUCT = "product"  # what rematerialisation may keep of a linear layer: its result
 
@@ -65,21 +65,23 @@ def promote(
 
 
 class Dense(nn.Module):
-    """A linear layer with the release's initial values: parameters `kernel` (I, O) and `bias` (O,), in float32.
+    """A linear layer, of the release's initial values unless told: `kernel` (I, O) and `bias` (O,), in float32.
 
     Attributes:
         features: O.
         use_bias: whether there is a bias.
         dtype: of the computation (None: that of the input and the parameters together).
+        initial: values of kernel and bias; those of a 1 x 1 convolution, where the original has one, say.
     """
 
     features: int
     use_bias: bool = True
     dtype: jnp.dtype | None = None
+    initial: ConvInit = NORMAL
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: (..., I) -> (..., O)."""
-        kernel = self.param("kernel", linear_kernel, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        kernel = self.param("kernel", self.initial.kernel, (x.shape[-1], self.features))
+        bias = self.param("bias", self.initial.bias(x.shape[-1]), (self.features,)) if self.use_bias else None
         return checkpoint_name(affine(*promote(x, kernel, bias, self.dtype)), PRODUCT)

@@ -1,5 +1,7 @@
 """Depthwise convolution on the token grid: the local branch of focused linear attention."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -52,11 +54,11 @@ def _gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[ja
     return jax.vjp(lambda x, kernel: _grouped_convolution(x, kernel, None), x, kernel)[1](gradient)
 
 
-def _grouped_convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+def _grouped_convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, stride: int = 1) -> jax.Array:
     out = jax.lax.conv_general_dilated(
         x,
         kernel[:, :, None, :].astype(x.dtype),
-        window_strides=(1, 1),
+        window_strides=(stride, stride),
         padding=[(kernel.shape[0] // 2,) * 2] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[3],
@@ -88,4 +90,11 @@ class DepthwiseConv(nn.Module):
         (x,) = nn.dtypes.promote_dtype(x, dtype=self.dtype or jnp.result_type(x, kernel))
         heads = x.shape[-1] // self.features
         kernel, bias = jnp.tile(kernel[:, :, 0], heads), None if bias is None else jnp.tile(bias, heads)
-        return depthwise_conv(x, kernel, bias)[:, :: self.stride, :: self.stride]
+        if self.stride == 1:
+            return depthwise_conv(x, kernel, bias)
+
+        def kept(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+            return depthwise_conv(x, kernel, bias)[:, :: self.stride, :: self.stride]
+
+        strided = partial(_grouped_convolution, stride=self.stride)
+        return jax.lax.platform_dependent(x, kernel, bias, cpu=kept, default=strided)

@@ -43,3 +43,4 @@ class ConvInit(NamedTuple):
 
 TORCH_CONV = ConvInit(torch_conv_kernel, torch_conv_bias)
 FAN_OUT_CONV = ConvInit(fan_out_conv_kernel, lambda fan_in: nn.initializers.zeros)
+NORMAL = ConvInit(linear_kernel, lambda fan_in: nn.initializers.zeros)  # as linear layers

@@ -62,7 +62,9 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module, example: Any = None
         {row.ours: row.shape for row in rows},
     )
     found = {name: array for row in rows for name, array in row.to_torch(arrays[row.ours]).items()}
-    return found | (window_buffers(model) | model.torch_buffers() if example is None else {})
+    if example is not None:
+        return found
+    return found | window_buffers(model) | model.torch_buffers() | model.torch_copies(found)
 
 
 def flat(variables: Mapping[str, Any], leaf: Callable[[Any], Any] = np.asarray) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from flatten_jax.weights.match import Shape
 from flatten_jax.weights.resample import POSITIONS
 
 # Where the configs in the originals' files have options that no shape shows.
-IN_CONFIG = {"focusing_factor": ("MODEL", "LA", "FOCUSING_FACTOR")}
+IN_CONFIG = {"focusing_factor": ("MODEL", "LA", "FOCUSING_FACTOR"), "alpha": ("MODEL", "LA", "ALPHA")}
 _NOT_OF_WEIGHTS = {"remat", "scan", "features_only", "feature_norm"}
 
 
@@ -45,10 +45,11 @@ def guess_model(state_dict: Mapping[str, np.ndarray]) -> tuple[str, dict[str, An
 def guess(state_dict: Mapping[str, np.ndarray]) -> Guess:
     """The model that has exactly these names and shapes.
 
-    Where several do, the one that needs the fewest options. The attentions are known by the names of their parameters.
-    Where these are the same, as of all that have none, the model's own or else softmax is taken, and a note says so. Of
-    the options num_classes and image_size are found, windows, and numbers and switches of the attentions. What leaves
-    no trace in a shape, such as the focusing factor, stays at its default.
+    Where several do, the one that needs the fewest options, and of these the one that is listed first in its family's
+    file, so a host before what was made of it; a note names other models that need none. The attentions are known by
+    the names of their parameters. Where these are the same, as of all that have none, the model's own or else softmax
+    is taken, and a note says so. Of the options num_classes and image_size are found, windows, and numbers and switches
+    of the attentions. What leaves no trace in a shape, such as the focusing factor, stays at its default.
 
     Args:
         state_dict: PyTorch's name -> array, or anything that has a shape.
@@ -62,14 +63,18 @@ def guess(state_dict: Mapping[str, np.ndarray]) -> Guess:
         raise ValueError("these are no weights of a vision transformer of this library: no block is among the names")
     names = [name for name in list_models() if _settings(name) == (depths, widths)] or _nearest(depths, widths)
     # Registered models as they are come first: they are quick to compare, and need the fewest options.
+    listed = {name: i for i, name in enumerate(MODELS)}
     tried = [_as_registered(name, given) for name in names]
-    if all(t.differs for t in tried):
-        tried = [_with_options(t, given) for t in tried]
-    best = min(tried, key=lambda t: (len(t.differs), len(t.options), t.name))
+    alike = [t for t in tried if not t.differs]
+    if not alike:
+        tried = list(_fitted(tried, given, listed))
+    best = min(tried, key=lambda t: (len(t.differs), len(t.options), listed[t.name]))
     if best.differs:
         text = f" with {', '.join(f'{k}={json.dumps(v)}' for k, v in best.options.items())}" if best.options else ""
         raise ValueError(f"no model has these shapes; the nearest is {best.name}{text}: {best.differs}")
-    return Guess(best.name, best.options, _notes(_build(best.name, best.options)))
+    others = sorted(t.name for t in alike if t.name != best.name)
+    notes = (f"{best.name} is taken, and others have the same names and shapes: {', '.join(others)}",) if others else ()
+    return Guess(best.name, best.options, (*notes, *_notes(_build(best.name, best.options))))
 
 
 def told_by_config(extra: Any) -> dict[str, Any]:
@@ -111,7 +116,7 @@ def _nearest(depths: list[int], widths: list[int]) -> list[str]:
 
     def distance(name: str) -> float:
         theirs = _settings(name)
-        if len(theirs[0]) != len(depths):
+        if {len(theirs[0]), len(theirs[1])} != {len(depths)}:
             return math.inf
         pairs = zip((*theirs[0], *theirs[1]), (*depths, *widths), strict=True)
         return sum(abs(math.log(max(1, ours) / max(1, n))) for ours, n in pairs)
@@ -193,6 +198,16 @@ def _as_registered(name: str, given: Mapping[str, Shape]) -> _Tried:
     classes = given.get("head.bias", (0,))[0]
     options = {} if classes == _build(name, {}).num_classes else {"num_classes": classes}
     return _Tried(name, options, _compare(_build(name, options), given))
+
+
+def _fitted(tried: Sequence[_Tried], given: Mapping[str, Shape], listed: Mapping[str, int]) -> Iterator[_Tried]:
+    """Each with options, the nearest first; without those that cannot be better than what was found before them."""
+    best = math.inf, 0
+    for t in sorted(tried, key=lambda t: len(t.differs)):
+        if (len(t.options) + 1, listed[t.name]) < best:
+            t = _with_options(t, given)
+            best = best if t.differs else min(best, (len(t.options), listed[t.name]))
+            yield t
 
 
 def _with_options(tried: _Tried, given: Mapping[str, Shape]) -> _Tried:

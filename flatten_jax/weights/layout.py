@@ -218,12 +218,12 @@ def _join(modules: Iterable[str], leaf: str) -> str:
 
 
 def is_buffer(name: str, wanted: Container[str] = ()) -> bool:
-    """Whether PyTorch's name is that of something computed, which no one needs to load, and none of `wanted`."""
+    """Whether PyTorch's name is that of something computed or held twice, which no one needs; none of `wanted` is."""
     if name in wanted:
         return False
     families = {entry.family for entry in MODELS.values()}
-    declared = [ending for cls in (*families, *ATTENTIONS.values()) for ending in cls.computed]
-    return name.rpartition(".")[2] in _BUFFERS or f".{name}".endswith(tuple(f".{ending}" for ending in declared))
+    declared = {ending for cls in (*families, *ATTENTIONS.values()) for ending in cls.computed}
+    return re.search(rf"(^|\.)({'|'.join(sorted(_BUFFERS | declared))})$", name) is not None
 
 
 def entries(rows: Iterable[Row]) -> dict[str, Shape]:

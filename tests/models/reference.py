@@ -38,6 +38,8 @@ def images(batch, height, width):
 def _weight(name, shape):
     random = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     leaf = name.split(".")[-1]
+    if name.endswith("piece_attn.conv.weight"):  # MHLA's mixing of blocks, of which the sum normalises
+        return (np.abs(random) / np.prod(shape[1:])).astype(np.float32)
     if leaf in ("relative_position_bias_table", "positional_encoding", "scale"):
         return random * np.float32(0.5)
     if leaf.startswith("pos_embed") or leaf in ("cls_token", "absolute_pos_embed"):

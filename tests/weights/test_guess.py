@@ -5,11 +5,14 @@ import pytest
 
 from flatten_jax import create_model
 from flatten_jax.attention import pattern
-from flatten_jax.models import PUBLISHED
-from flatten_jax.weights.fingerprint import pattern_of
+from flatten_jax.models import cswin, deit, pvt, pvt_v2, swin
+from flatten_jax.models.registry import MODELS
+from flatten_jax.weights.fingerprint import pattern_of, template_of
 from flatten_jax.weights.guess import guess, guess_model
 from flatten_jax.weights.layout import entries, layout
 
+from ..models import reference
+from ..models.test_registry import SIZES
 from . import toys
 
 
@@ -19,14 +22,35 @@ def shapes(name, **options):
     return {name: np.broadcast_to(np.float32(0), shape) for name, shape in entries(layout(model)).items()}
 
 
-WITH_PUBLISHED_WEIGHTS = [name for name, published in PUBLISHED.items() if published.weights]
+def shapes_of_blocks(name):
+    """The same of a model as it is listed, of traces of a block in each stage: quicker by far for a deep model."""
+    model = MODELS[name].family(**MODELS[name].settings)
+    found = {entry: shape for entry, (shape, _) in template_of(model, 0, 0).outer.items()}
+    for i, names in enumerate(model.attentions()):
+        for j in range(len(names)):
+            prefix, of_block = template_of(model, i, j).blocks[i]
+            found |= {f"{prefix}{j}.{entry}": shape for entry, (shape, _) in of_block.items()}
+    return {entry: np.broadcast_to(np.float32(0), shape) for entry, shape in found.items()}
 
 
-# All 42 models are recognised but one, which takes minutes to see: nothing in softmax CSwin depends on the image size,
-# so cswin_b_384 is taken for cswin_b.
-@pytest.mark.parametrize("name", [*WITH_PUBLISHED_WEIGHTS, "flatten_deit_t", "pvt_v2_b0", "swin_t"])
-def test_a_model_is_recognised(name):
-    assert guess_model(shapes(name)) == (name, {})
+# Nothing in these depends on the image size.
+AS_ANOTHER = {"cswin_b_384": "cswin_b", "inline_cswin_b_384": "inline_cswin_b"}
+
+
+@pytest.mark.parametrize("family", [deit, pvt, pvt_v2, swin, cswin], ids=lambda family: family.FAMILY.__name__)
+def test_every_model_is_recognised(family):
+    """One test for a family, as all of its models are compared with the same blocks, which take seconds to trace."""
+    for name in family.MODELS:
+        given = shapes_of_blocks(name)
+        assert sum(array.size for array in given.values()) == SIZES[name][0]
+        if (reference.GOLDENS / f"{name}.npz").exists():  # names and shapes of the original's own class
+            originals = {entry: tuple(shape) for entry, shape in reference.load(name)["keys"]}
+            assert {entry: array.shape for entry, array in given.items()} == originals
+        found = guess(given)
+        assert (found.name, found.options) == (AS_ANOTHER.get(name, name), {})
+        said = [note for note in found.notes if "is taken, and others have the same names and shapes: " in note]
+        equal = [other for other, one in AS_ANOTHER.items() if one == found.name]
+        assert [note.rpartition(": ")[2] for note in said] == equal
 
 
 @pytest.mark.parametrize(
@@ -35,6 +59,9 @@ def test_a_model_is_recognised(name):
         ("flatten_deit_t", dict(num_classes=10, image_size=(256, 256), kernel_size=3)),
         ("flatten_deit_t", dict(attn_type="focused*6+softmax")),
         ("deit_t", dict(image_size=(384, 384))),
+        ("agent_deit_t", dict(image_size=(256, 256), num_classes=10)),
+        ("inline_deit_t", dict(image_size=(256, 256))),
+        ("deit_t", dict(attn_type="inline")),
         pytest.param(
             "flatten_pvt_t", dict(num_classes=10, attn_type="focused,focused,softmax,softmax"), marks=pytest.mark.slow
         ),
