@@ -22,7 +22,6 @@ class Recipe(NamedTuple):
         ema_decay: of the moving average of the parameters; 0: there is none.
         weight_decay: AdamW's.
         resize_ratio: for evaluation both sides are resized to this times the model's, before the central crop.
-        missing: what the original training has besides, and this one has not.
         resize_ratio: for evaluation pictures are resized to this times the model's size, before the central crop.
         missing: what the original training has besides, and this one has not.
         resize: "squash" both sides to it, or the "short" one.
@@ -120,7 +119,9 @@ def _ravlt(drop_path: float, code: str) -> Recipe:
         warmup_learning_rate=1e-6 / 2,
         min_learning_rate=1e-5 / 2,
         ema_decay=0.99996**2,
-        missing="repeated augmentation, learning rates by epochs instead of steps",
+        resize="short",
+        repeats=3,
+        missing="learning rates by epochs instead of steps",
     )
 
 
@@ -133,6 +134,7 @@ def _mila(batch_size: int, drop_path: float, mesa: float) -> Recipe:
         min_learning_rate=5e-6,
         clip_norm=5.0,
         ema_decay=0.9996 ** (batch_size / 4096),
+        resize="short",
         missing=f"MESA: from epoch 75 on {mesa} times the cross-entropy with what the averaged model says is added",
     )
 
@@ -145,6 +147,7 @@ _l2vit = partial(
     warmup_learning_rate=0.0,
     min_learning_rate=1e-6 / 8,
     ema_decay=0.9999,
+    resize="short",
 )
 _vvt = partial(
     Recipe,
@@ -154,7 +157,8 @@ _vvt = partial(
     cooldown_epochs=10,
     warmup_learning_rate=1e-6 / 2,  # only the peak scales with the batch there
     min_learning_rate=1e-5 / 2,
-    missing="repeated augmentation",
+    resize="short",
+    repeats=3,
 )
 # RAVLT, MAViT, MILA, L2ViT, VVT.
 _OF_RAVLT = {
@@ -179,6 +183,7 @@ _OF_RAVLT = {
         min_learning_rate=4e-7 / 2,
         weight_decay=1e-8,
         resize_ratio=1.0,
+        resize="squash",
         missing="training on ImageNet-22k before",
     ),
     "vvt_t": _vvt(0.1),
@@ -250,6 +255,7 @@ def _soft(peak: float, batch_size: int) -> Recipe:
         min_learning_rate=5e-5 * 512 / batch_size,
         clip_norm=1.0,
         ema_decay=0.99996,
+        resize="short",
         missing="a random choice between interpolations",
     )
 
@@ -264,6 +270,7 @@ _efficientvit = partial(
     clip_norm=2.0,
     ema_decay=0.9998,
     weight_decay=0.1,
+    resize="short",
     missing="binary cross-entropy, weaker RandAugment, mixup and cutmix, pictures of 128 to 224 px, interpolations at "
     "random, drop-path that grows with training, BatchNorm statistics estimated again",
 )
@@ -276,6 +283,7 @@ _care = partial(
     learning_rate=2.5e-3 / 3,
     warmup_learning_rate=1e-6 / 3,
     min_learning_rate=1e-5 / 3,
+    resize="short",
     missing="distillation: half of the loss is dist_head's, with the labels of a RegNetY-16GF",
 )
 # SOFT, Flowformer, CARE, EfficientViT.
@@ -294,6 +302,7 @@ _OF_SOFT = {
         warmup_learning_rate=1e-6 / 1.5,
         min_learning_rate=1e-5 / 1.5,
         clip_norm=1.0,
+        resize="short",
         missing="augmentation without random erasing (--config.augment.erase_prob=0)",
     ),
     "care_s0": _care(),
@@ -313,6 +322,7 @@ _vig = partial(
     min_learning_rate=5e-6,
     clip_norm=5.0,
     ema_decay=0.9999,
+    resize="short",
 )
 # DeiT's own script and those made of it: only the peak of the learning rate scales with the batch.
 _of_deit = partial(
@@ -323,7 +333,8 @@ _of_deit = partial(
     warmup_learning_rate=5e-7,
     min_learning_rate=5e-6,
     ema_decay=0.99996,
-    missing="repeated augmentation",
+    resize="short",
+    repeats=3,
 )
 _xcit = partial(
     _of_deit,
@@ -338,6 +349,7 @@ _mhla = partial(
     source="the paper: epochs, batch and learning rate; else the script of DAGroup-PKU/MHLA@ccf97b2, which is for 200",
     warmup_epochs=10,
     ema_decay=0.9996,
+    resize="short",
     missing="the script's weaker mixup (--config.augment.mixup=0.2)",
 )
 _hyena = partial(_of_deit, 0.1, source="the defaults of Itamarzimm/HyenaND@869480c, DeiT's; no ImageNet run known")
@@ -346,7 +358,8 @@ _skipat = partial(
     0.1,
     source="not public: the paper names DeiT's recipe",
     resize_ratio=1 / 0.9,
-    missing="repeated augmentation, pictures of mean and deviation 0.5",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
 )
 # ViG, XCiT, and the DeiTs of MHLA, Hyena and SkipAt.
 _OF_VIG = {
@@ -368,7 +381,6 @@ _OF_VIG = {
     "skipat_deit_t": _skipat(),
     "skipat_deit_s": _skipat(),
 }
-_SHORT = "pictures are evaluated with their aspect: the shorter side is resized"
 # The original's 4e-3 is for its batch of 4096.
 _convnext = partial(
     Recipe,
@@ -377,7 +389,7 @@ _convnext = partial(
     warmup_learning_rate=0.0,
     min_learning_rate=1e-6 / 8,
     ema_decay=0.9999,
-    missing=_SHORT,
+    resize="short",
 )
 _isotropic = partial(_convnext, source="that of ConvNeXt; the drop-path is from memory")
 _hornet = partial(_convnext, source="raoyongming/HorNet@ac9e210, README.md, and that of ConvNeXt")
@@ -391,10 +403,10 @@ _cvt = partial(
     cooldown_epochs=10,
     warmup_learning_rate=1e-6 / 4,
     min_learning_rate=1e-5 / 4,
-    missing=_SHORT,
+    resize="short",
 )
-_cvt_384 = partial(_cvt, source="that of 224 px; the one of 384 px is not at hand", resize_ratio=1.0, missing="")
-_cvt_21 = dict(weight_decay=0.1, missing=f"repeated augmentation; {_SHORT}")
+_cvt_384 = partial(_cvt, source="that of 224 px; the one of 384 px is not at hand", resize_ratio=1.0, resize="squash")
+_cvt_21 = dict(weight_decay=0.1, repeats=3)
 _sret = partial(
     Recipe,
     1024,
@@ -405,6 +417,8 @@ _sret = partial(
     learning_rate=1e-3,
     warmup_learning_rate=1e-6 / 2,
     min_learning_rate=1e-5 / 2,
+    resize="short",
+    repeats=3,
 )
 _svt = partial(
     Recipe,
@@ -414,7 +428,9 @@ _svt = partial(
     warmup_epochs=5,
     warmup_learning_rate=1e-6 / 2,
     min_learning_rate=1e-5 / 2,
-    missing="labels of 7 x 7 tokens from an external set, repeated augmentation",
+    resize="short",
+    repeats=3,
+    missing="labels of 7 x 7 tokens from an external set",
 )
 # ConvNeXt, HorNet, CvT, SReT, SVT.
 _OF_CONVNEXT = {
@@ -428,17 +444,15 @@ _OF_CONVNEXT = {
     "hornet_s": _hornet(0.4, clip_norm=5.0),
     "hornet_b": _hornet(0.5, clip_norm=5.0),
     "hornet_t_gf": _hornet(0.2, clip_norm=1.0),
-    "hornet_s_gf": _hornet(0.4, clip_norm=1.0, missing=f"RandAugment of magnitude 12; {_SHORT}"),
-    "hornet_b_gf": _hornet(0.5, clip_norm=1.0, missing=f"RandAugment of magnitude 15; {_SHORT}"),
+    "hornet_s_gf": _hornet(0.4, clip_norm=1.0, missing="RandAugment of magnitude 12"),
+    "hornet_b_gf": _hornet(0.5, clip_norm=1.0, missing="RandAugment of magnitude 15"),
     "cvt_13": _cvt(),
     "cvt_21": _cvt(**_cvt_21),
     "cvt_13_384": _cvt_384(),
-    "cvt_21_384": _cvt_384(weight_decay=0.1, missing="repeated augmentation"),
+    "cvt_21_384": _cvt_384(**_cvt_21),
     "cvt_w24": _cvt_384(drop_path=0.3, weight_decay=0.1, missing="pretraining on ImageNet-22k, fine-tuning from it"),
     **{
-        f"sret_{size}{sliced}": _sret(
-            missing="repeated augmentation" + ("" if sliced else ", a permutation drawn anew in every step")
-        )
+        f"sret_{size}{sliced}": _sret(missing="" if sliced else "a permutation drawn anew in every step")
         for size in ("t", "lt", "s")
         for sliced in ("", "_wo_slice")
     },

@@ -48,7 +48,8 @@ def _body(config: Mapping[str, Any], model: nn.Module) -> list[str]:
     name, options, names = config["model"], config["options"], config["class_names"]
     own = {k: v for k, v in options.items() if k not in ("image_size", "num_classes")}
     (height, width), to = model.image_size, eval_transform(model.image_size, config["resize_ratio"]).resize
-    aspect = "whatever their aspect" if config["resize"] == "squash" else "or more, their aspect stays"
+    squash = config["resize"] == "squash"
+    cover, aspect = ("", "whatever their aspect") if squash else ("cover ", "their aspect stays")
     told = tuple(config["mean"]), tuple(config["std"])
     imagenet = told == (IMAGENET_MEAN, IMAGENET_STD)
     normalised = "ImageNet's mean and standard deviation" if imagenet else f"the mean {told[0]} and deviation {told[1]}"
@@ -59,7 +60,7 @@ def _body(config: Mapping[str, Any], model: nn.Module) -> list[str]:
         f"An image classifier of the library flatten_jax, which has the models of [FLatten Transformer]({PAPER}).",
         "",
         f"- {parameters:,} parameters, {multiply_adds(model) / 1e9:.3f} G multiply-adds a picture",
-        f"- RGB pictures, resized to {to[0]} x {to[1]} pixels (height x width, bicubic, {aspect}); "
+        f"- RGB pictures, resized to {cover}{to[0]} x {to[1]} pixels (height x width, bicubic, {aspect}); "
         f"the central {height} x {width} of them, normalised by {normalised}",
         f"- {model.num_classes} classes{_listed(names)}",
     ]

@@ -69,15 +69,16 @@ def test_how_pictures_are_prepared_is_shared(shared, tmp_path, model, variables)
     trained = load_trained(hub.save_pretrained(tmp_path / "half", model, variables, **half))
     assert trained.preprocessing == half
     assert (
-        "resized to 24 x 24 pixels (height x width, bicubic, or more, their aspect stays)"
+        "resized to cover 24 x 24 pixels (height x width, bicubic, their aspect stays)"
         in (tmp_path / "half" / "README.md").read_text()
     )
     predictor = Predictor(trained.model, trained.variables, **trained.preprocessing)
     assert (predictor.transform.resize, predictor.transform.mode) == ((24, 24), "short")
     picture = np.full((30, 20, 3), 128, np.uint8)
     logits = model.apply(variables, normalize(np.full((1, 16, 16, 3), 128, np.uint8), half["mean"], half["std"]))
+    expected = np.asarray(jax.nn.softmax(logits[0])).tolist()
     (answer,) = predictor([picture], top=3)
-    assert [g.probability for g in answer.top] == pytest.approx(sorted(jax.nn.softmax(logits[0]), reverse=True), 1e-4)
+    assert [g.probability for g in answer.top] == pytest.approx(sorted(expected, reverse=True), 1e-4)
     # A folder of before there were such options.
     config = json.loads((shared / "config.json").read_text())
     for key in ("resize", "mean", "std"):
