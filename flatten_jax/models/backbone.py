@@ -45,6 +45,8 @@ class Backbone(nn.Module):
             whose originals have such norms in their own detection code, that.
     """
 
+    # An entry of the original's state dict that no other family's has; "" for hosts, known by widths and attentions.
+    hallmark: ClassVar[str] = ""
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
     epsilon: ClassVar[float] = 1e-6  # of the LayerNorms in blocks and after them
     # Patterns of how the names end of what the original's state dict holds and anyone can compute: not loaded.

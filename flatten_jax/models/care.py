@@ -36,6 +36,8 @@ class CARE(Backbone):
         num_heads: of other attentions than `care`, whose heads have a width of their own.
     """
 
+    hallmark: ClassVar[str] = "dist_head.fc.weight"
+
     heads: ClassVar[tuple[tuple[str, ...], ...]] = (("head",), ("dist_head",))
 
     attn_type: str = "care"

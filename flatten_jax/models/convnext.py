@@ -1,7 +1,7 @@
 """ConvNeXt: large depthwise convolutions and pointwise layers in the stages of a hierarchical transformer."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -32,6 +32,8 @@ class ConvNeXt(Backbone):
         embed_dims, depths: the architecture, one entry per stage.
         layer_scale: initial value of the factors of the residuals.
     """
+
+    hallmark: ClassVar[str] = "stages.0.0.dwconv.weight"
 
     attn_type: str = ""
     embed_dims: tuple[int, ...] = (96, 192, 384, 768)

@@ -1,5 +1,7 @@
 """Isotropic ConvNeXt: one grid of patches from the first block to the last, as in a ViT."""
 
+from typing import ClassVar
+
 import jax
 
 from flatten_jax.models.backbone import Backbone
@@ -22,6 +24,8 @@ class IsotropicConvNeXt(Backbone):
         layer_scale: initial value of the factors of the residuals; 0: there are none, as in the smaller two.
         out_indices: blocks, all of stride `patch_size`; by default the last of each quarter.
     """
+
+    hallmark: ClassVar[str] = "blocks.0.dwconv.weight"
 
     attn_type: str = ""
     embed_dim: int = 384

@@ -45,6 +45,7 @@ class CrossViT(Backbone):
         conv_stem: make patches by three convolutions (the original's dagger).
     """
 
+    hallmark: ClassVar[str] = "pos_embed.0"
     no_weight_decay: ClassVar[tuple[str, ...]] = ("pos_embed_0", "pos_embed_1", "cls_token_0", "cls_token_1")
     heads: ClassVar[tuple[tuple[str, ...], ...]] = (("head_0",), ("head_1",))
     class_token: ClassVar[bool] = True

@@ -33,6 +33,7 @@ class CvT(Backbone):
             mean of the tokens.
     """
 
+    hallmark: ClassVar[str] = "stage0.patch_embed.proj.weight"
     no_weight_decay: ClassVar[tuple[str, ...]] = ("cls_token",)
     epsilon: ClassVar[float] = 1e-5
 

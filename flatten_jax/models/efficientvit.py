@@ -39,6 +39,7 @@ class EfficientViT(Backbone):
             share too. The original raises it in the course of training as well.
     """
 
+    hallmark: ClassVar[str] = "backbone.input_stem.op_list.0.conv.weight"
     epsilon: ClassVar[float] = 1e-5
     heads: ClassVar[tuple[tuple[str, ...], ...]] = (("head", "op_list_3"),)
 

@@ -25,6 +25,7 @@ class Flowformer(Backbone):
         embed_dims, depths, num_heads, mlp_ratio: the architecture, one entry per stage but for the last of them.
     """
 
+    hallmark: ClassVar[str] = "blocks.0.0.gamma"
     no_weight_decay: ClassVar[tuple[str, ...]] = ("pos_embed",)
 
     attn_type: str = "flow"

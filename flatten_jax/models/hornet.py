@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -29,6 +29,8 @@ class HorNet(ConvNeXt):
         attn_type: an attention for each stage; `gnconv` in the names of parameters is the place of each.
         num_heads: of attentions that have heads, one entry per stage.
     """
+
+    hallmark: ClassVar[str] = "stages.0.0.gnconv.proj_in.weight"
 
     attn_type: str = "gnconv"
     embed_dims: tuple[int, ...] = (64, 128, 256, 512)

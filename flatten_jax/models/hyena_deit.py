@@ -1,7 +1,7 @@
 """Hyena-DeiT: DeiT whose blocks are causal convolutions as long as the grid, looking both ways in turn."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,8 @@ class HyenaDeiT(DeiT):
         attn_options: `direction` may name several, "seq/standard", which blocks take in turn.
         pooling: "token" classifies the first token, as the original does; "mean" the mean of all.
     """
+
+    hallmark: ClassVar[str] = "blocks.0.attn.filter_fn.bias"
 
     attn_type: str = "hyena"
     pooling: str = "token"

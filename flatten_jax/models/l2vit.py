@@ -36,6 +36,7 @@ class L2ViT(Backbone):
         window_size: of attentions with scores; never clipped to the grid.
     """
 
+    hallmark: ClassVar[str] = "stages.0.0.cpe.0.proj.weight"
     epsilon: ClassVar[float] = 1e-5
 
     only_with: ClassVar[Mapping[str, bool]] = {"window_size": True}

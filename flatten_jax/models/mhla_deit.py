@@ -1,5 +1,7 @@
 """MHLA-DeiT: DeiT on a padded picture whose tokens are cut into blocks, with multi-head linear attention over them."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,8 @@ class MHLADeiT(DeiT):
     Attributes: those of `DeiT`, and
         margin: patches of zeros on every side of the picture.
     """
+
+    hallmark: ClassVar[str] = "blocks.0.attn.piece_attn.conv.weight"
 
     attn_type: str = "mhla"
     margin: int = 1

@@ -33,6 +33,7 @@ class MILA(Backbone):
         embed_dim, depths, num_heads, mlp_ratio: the architecture; the width doubles from stage to stage.
     """
 
+    hallmark: ClassVar[str] = "layers.0.blocks.0.cpe1.weight"
     epsilon: ClassVar[float] = 1e-5
 
     attn_type: str = "mlla"

@@ -31,6 +31,7 @@ class MSVMamba(Backbone):
         mlp_ratio: hidden width of the convolutional MLP.
     """
 
+    hallmark: ClassVar[str] = "layers.0.blocks.0.op.conv2d_b1.weight"
     epsilon: ClassVar[float] = 1e-5
 
     attn_type: str = "ms2d"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -35,6 +35,8 @@ class RAVLT(Backbone):
         projection: channels of the 1 x 1 convolution before pooling.
         layer_scale: initial value of what scales the branches, one per stage.
     """
+
+    hallmark: ClassVar[str] = "layers.0.blocks.0.pos.weight"
 
     attn_type: str = "rala,rala,rala_softmax,rala_softmax"
     embed_dims: tuple[int, ...] = (64, 128, 256, 512)

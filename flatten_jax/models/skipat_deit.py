@@ -2,7 +2,7 @@
 
 import re
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,8 @@ class SkipAtDeiT(DeiT):
     Attributes: those of `DeiT`, and
         unused_attention: have `qkv` and `proj` in the blocks that skip.
     """
+
+    hallmark: ClassVar[str] = "param_1.linear1.0.weight"
 
     attn_type: str = "softmax*3+skipat*6+softmax"
     class_token: bool = True

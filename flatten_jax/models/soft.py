@@ -35,6 +35,7 @@ class SOFT(Backbone):
         drop_path: in all stages but the last it is the rate at which single values of a branch are dropped, as there.
     """
 
+    hallmark: ClassVar[str] = "block1.0.att.norm1.weight"
     no_weight_decay: ClassVar[tuple[str, ...]] = ("cls_token",)
 
     attn_type: str = "soft,soft,soft,softmax"

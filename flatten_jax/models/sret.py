@@ -39,6 +39,7 @@ class SReT(Backbone):
         groups_again: `num_groups` of "sret" in the second application of the blocks, one entry per stage.
     """
 
+    hallmark: ClassVar[str] = "transformers.0.blocks.0.norm1.weight"
     no_weight_decay: ClassVar[tuple[str, ...]] = ("pos_embed",)
     # 4 r + 2, see `torch_copies`.
     computed: ClassVar[tuple[str, ...]] = (r"transformers\.\d+\.blocks\.((\d*[02468])?[26]|\d*[13579][048])\..*",)

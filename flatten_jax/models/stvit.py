@@ -38,6 +38,8 @@ class STViT(Swin):
         softmax_window_size: also side of the windows that are pooled.
     """
 
+    hallmark: ClassVar[str] = "patch_embed.proj.0.c.weight"
+
     only_with: ClassVar[Mapping[str, bool]] = {}
 
     attn_type: str = "softmax"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -30,6 +30,8 @@ class SVT(PVT):
         token_labels: add half of the largest logit over the tokens, which `aux_head` gives; the original trains that
             head with labels of tokens.
     """
+
+    hallmark: ClassVar[str] = "block1.0.attn.complex_weight_ll"
 
     attn_type: str = "svt,softmax,softmax,softmax"
     embed_dims: tuple[int, ...] = (64, 128, 320, 448)

@@ -33,6 +33,7 @@ class TNT(DeiT):
         inner_dim, inner_heads: width and heads of the words.
     """
 
+    hallmark: ClassVar[str] = "inner_pos"
     no_weight_decay: ClassVar[tuple[str, ...]] = ("outer_pos", "inner_pos", "cls_token")
     epsilon: ClassVar[float] = 1e-5
     computed: ClassVar[tuple[str, ...]] = ("outer_tokens",)  # zeros that are never read

@@ -36,6 +36,7 @@ class ViG(Isotropic):
         mlp_ratio: hidden width of the MLP over C, which is then rounded up to a multiple of 256.
     """
 
+    hallmark: ClassVar[str] = "blocks.0.attn_norm.weight"
     no_weight_decay: ClassVar[tuple[str, ...]] = ("pos_embed",)
 
     attn_type: str = "gla"

@@ -32,6 +32,7 @@ class ViGH(Backbone):
         mlp_ratio: hidden width of the MLP over C, which is then rounded up to a multiple of 32.
     """
 
+    hallmark: ClassVar[str] = "layers.0.blocks.0.op.gk_proj.0.weight"
     epsilon: ClassVar[float] = 1e-5
 
     attn_type: str = "gla"

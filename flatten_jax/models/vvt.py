@@ -1,5 +1,7 @@
 """VVT (Sun et al., TPAMI 2023): PVTv2's body around vicinity attention, on the whole grid of every stage."""
 
+from typing import ClassVar
+
 from flatten_jax.models.published import Published
 from flatten_jax.models.pvt_v2 import PVTv2
 
@@ -9,6 +11,8 @@ class VVT(PVTv2):
 
     `sr_ratios`, of attentions with scores, reduce no keys unless asked: the original has neither.
     """
+
+    hallmark: ClassVar[str] = "block1.0.attn.se_fc.0.weight"
 
     attn_type: str = "vicinity"
     embed_dims: tuple[int, ...] = (96, 160, 320, 512)

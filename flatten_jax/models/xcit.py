@@ -49,6 +49,7 @@ class XCiT(Isotropic):
         out_indices: blocks; by default those at 1/3, 1/2, 2/3 and the end, as in the original.
     """
 
+    hallmark: ClassVar[str] = "cls_attn_blocks.0.norm1.weight"
     no_weight_decay: ClassVar[tuple[str, ...]] = ("pos_embed", "cls_token")
 
     attn_type: str = "xca"

@@ -11,11 +11,10 @@ import flax.linen as nn
 import numpy as np
 
 from flatten_jax.attention import attention_options
-from flatten_jax.models import list_models
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.registry import MODELS
 from flatten_jax.weights.fingerprint import attentions_in, lookalikes, pattern_of, template_of
-from flatten_jax.weights.layout import Row, is_buffer
+from flatten_jax.weights.layout import Row, is_buffer, layout
 from flatten_jax.weights.match import Shape
 from flatten_jax.weights.resample import POSITIONS
 
@@ -58,23 +57,34 @@ def guess(state_dict: Mapping[str, np.ndarray]) -> Guess:
         ValueError: no model has; it names the nearest one and what differs.
     """
     given = {name: tuple(array.shape) for name, array in state_dict.items()}
-    depths, widths = _architecture(given)
-    if not depths:
-        raise ValueError("these are no weights of a vision transformer of this library: no block is among the names")
-    names = [name for name in list_models() if _settings(name) == (depths, widths)] or _nearest(depths, widths)
-    # Registered models as they are come first: they are quick to compare, and need the fewest options.
-    listed = {name: i for i, name in enumerate(MODELS)}
-    tried = [_as_registered(name, given) for name in names]
-    alike = [t for t in tried if not t.differs]
-    if not alike:
-        tried = list(_fitted(tried, given, listed))
-    best = min(tried, key=lambda t: (len(t.differs), len(t.options), listed[t.name]))
-    if best.differs:
+    listed, found = {name: i for i, name in enumerate(MODELS)}, []
+    for names in _candidates(given):
+        # Registered models as they are come first: they are quick to compare, and need the fewest options.
+        tried = [_as_registered(name, given) for name in names]
+        alike = [t for t in tried if not t.differs]
+        found += tried if alike else _fitted(tried, given, listed)
+        best = min(found, key=lambda t: (len(t.differs), len(t.options), listed[t.name]))
+        if not best.differs:
+            break
+    else:
         text = f" with {', '.join(f'{k}={json.dumps(v)}' for k, v in best.options.items())}" if best.options else ""
         raise ValueError(f"no model has these shapes; the nearest is {best.name}{text}: {best.differs}")
     others = sorted(t.name for t in alike if t.name != best.name)
     notes = (f"{best.name} is taken, and others have the same names and shapes: {', '.join(others)}",) if others else ()
     return Guess(best.name, best.options, (*notes, *_notes(_build(best.name, best.options))))
+
+
+def _candidates(given: Mapping[str, Shape]) -> Iterator[list[str]]:
+    """Models that the state dict may be of: of the family that it has the hallmark of, then hosts of its widths."""
+    marked = [name for name, entry in MODELS.items() if entry.family.hallmark in given]
+    if marked:
+        yield marked
+    depths, widths = _architecture(given)
+    if depths:
+        hosts = [name for name, entry in MODELS.items() if not entry.family.hallmark]
+        yield [name for name in hosts if _settings(name) == (depths, widths)] or _nearest(hosts, depths, widths)
+    elif not marked:
+        raise ValueError("these are no weights of a vision transformer of this library: no block is among the names")
 
 
 def told_by_config(extra: Any) -> dict[str, Any]:
@@ -111,7 +121,7 @@ def _settings(name: str) -> tuple[list[int], list[int]]:
     return depths, list(widths)
 
 
-def _nearest(depths: list[int], widths: list[int]) -> list[str]:
+def _nearest(hosts: list[str], depths: list[int], widths: list[int]) -> list[str]:
     """Models of the same number of stages that are closest in depth and width."""
 
     def distance(name: str) -> float:
@@ -121,7 +131,7 @@ def _nearest(depths: list[int], widths: list[int]) -> list[str]:
         pairs = zip((*theirs[0], *theirs[1]), (*depths, *widths), strict=True)
         return sum(abs(math.log(max(1, ours) / max(1, n))) for ours, n in pairs)
 
-    return sorted(list_models(), key=distance)[:2]
+    return sorted(hosts, key=distance)[:2]
 
 
 def _build(name: str, options: Mapping[str, Any]) -> Backbone:
@@ -169,6 +179,11 @@ class _Differences(NamedTuple):
 
 def _compare(model: Backbone, given: Mapping[str, Shape]) -> _Differences:
     try:
+        if model.hallmark:  # an original as a whole
+            rows = layout(model)
+            return _differences(
+                {name: (shape, row, -1, "") for row in rows for name, shape in row.entries().items()}, given
+            )
         wanted = {name: (*entry, -1, "") for name, entry in template_of(model, 0, 0).outer.items()}
         for i, names in enumerate(model.attentions()):
             for j in range(len(names)):
@@ -176,9 +191,14 @@ def _compare(model: Backbone, given: Mapping[str, Shape]) -> _Differences:
                 wanted |= {f"{prefix}{j}.{name}": (*entry, i, name) for name, entry in entries.items()}
     except ValueError as error:  # a pattern or size that this family does not have
         return _Differences([], [], [], str(error))
+    return _differences(wanted, given)
+
+
+def _differences(wanted: Mapping[str, tuple], given: Mapping[str, Shape]) -> _Differences:
+    """Args: wanted: name -> (shape, row, stage, name in the block)."""
     return _Differences(
         [name for name in wanted if name not in given],
-        [name for name in given if name not in wanted and not is_buffer(name)],
+        [name for name in given if name not in wanted and not is_buffer(name, wanted)],
         [
             _Misshapen(name, given[name], shape, *where)
             for name, (shape, *where) in wanted.items()
@@ -195,8 +215,12 @@ class _Tried(NamedTuple):
 
 def _as_registered(name: str, given: Mapping[str, Shape]) -> _Tried:
     """A model with another number of classes at most."""
-    classes = given.get("head.bias", (0,))[0]
-    options = {} if classes == _build(name, {}).num_classes else {"num_classes": classes}
+    model = _build(name, {})
+    found = _compare(model, given)
+    heads = [m.given[0] for m in found.misshapen if m.row.path[:-1] in model.heads and m.row.path[-1] == "bias"]
+    if not heads:
+        return _Tried(name, {}, found)
+    options = {"num_classes": heads[0]}
     return _Tried(name, options, _compare(_build(name, options), given))
 
 
@@ -215,7 +239,7 @@ def _with_options(tried: _Tried, given: Mapping[str, Shape]) -> _Tried:
     name, options = tried.name, dict(tried.options)
     model = _build(name, options)
     own = model.attentions()
-    if not tried.differs.refused:
+    if not (tried.differs.refused or model.hallmark):
         found = attentions_in(model, given)
         names = [tuple(a.attention if a else "" for a in stage) for stage in found]
         if names != own and all(all(stage) for stage in names):

@@ -24,7 +24,8 @@ HOSTS = {
     "reduced": lambda name, dtype=None: ReducedAttention(HEADS, name, sr_ratio=2, dtype=dtype),
 }
 NEEDS = {"windows": "takes_windows", "stripes": "takes_windows", "reduced": "takes_reduced"}
-every = pytest.mark.parametrize("name", ATTENTIONS)
+# What one process has compiled serves all facts of an attention.
+every = pytest.mark.parametrize("name", [pytest.param(a, marks=pytest.mark.xdist_group(a)) for a in ATTENTIONS])
 
 
 def tokens(grid=GRID, prefix=0, seed=0):

@@ -131,3 +131,21 @@ def test_a_pattern_is_written_so_that_it_is_read_again():
         ("inline/softmax", (2, 5)),
     ]:
         assert pattern_of(pattern(written, depths)) == written
+
+
+ORIGINALS = {name: entry.family for name, entry in MODELS.items() if entry.family.hallmark}
+
+
+def test_every_original_has_a_hallmark_of_its_own():
+    families = {entry.family for entry in MODELS.values() if entry.family.hallmark}
+    hosts = {entry.family.__name__ for entry in MODELS.values() if not entry.family.hallmark}
+    assert hosts == {"DeiT", "PVT", "PVTv2", "Swin", "CSwin"}
+    for path in reference.GOLDENS.glob("*.npz"):
+        if path.stem in MODELS:
+            keys = {entry for entry, _ in reference.load(path.stem)["keys"]}
+            expected = [MODELS[path.stem].family] if path.stem in ORIGINALS else []
+            assert [family for family in families if family.hallmark in keys] == expected, path.stem
+
+
+def test_an_original_is_recognised():
+    assert guess_model(shapes("convnext_t", num_classes=10)) == ("convnext_t", dict(num_classes=10))
