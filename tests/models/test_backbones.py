@@ -52,6 +52,8 @@ def random_variables(model):
         if path[0].key == "batch_stats" and path[-1].key == "var":
             return 1 + np.abs(value)
         # Running statistics do not bring activations back to their size.
+        if "batch_stats" in variables and path[-1].key == "scale":
+            return 1 + value
         kept = "batch_stats" in variables and path[-1].key == "kernel"
         return value * np.float32(8 / np.sqrt(np.prod(x.shape[:-1]))) if kept else value
 
