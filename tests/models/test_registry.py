@@ -131,7 +131,7 @@ SIZES = {
     "care_s0": (7_340_000, 0.718),
     "care_s1": (9_602_424, 1.029),
     "care_s2": (19_481_288, 1.923),
-    "efficientvit_b0": (3_410_008, 0.100),
+    "efficientvit_b0": (3_410_008, None),
     "efficientvit_b1": (9_102_024, 0.519),
     "efficientvit_b2": (24_330_712, 1.585),
     "efficientvit_b3": (48_646_056, 3.954),
