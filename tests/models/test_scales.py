@@ -48,6 +48,8 @@ def random_variables(model):
 
     def random(path, x):
         value = (0.2 * rng.standard_normal(x.shape)).astype(np.float32)
+        if path[-1].key == "scale":
+            return 1 + value
         return 1 + np.abs(value) if path[0].key == "batch_stats" and path[-1].key == "var" else value
 
     return jax.tree_util.tree_map_with_path(random, abstract_variables(model))
