@@ -120,7 +120,7 @@ def test_weights_go_to_pytorch_and_back(family):
 @pytest.mark.parametrize(
     ("family", "options"),
     [
-        ("crossvit", dict(attn_type="focused,softmax", focusing_factor=(4, 3))),
+        ("crossvit", dict(attn_type="agent,softmax", agent_num=(4, 9))),
         ("tnt", dict(attn_type="rala")),
         ("tnt", dict(attn_type="focused,softmax", inner_attn_type="linear", class_token=False)),
         ("msvmamba", dict(attn_type="ms2d,rala,softmax,softmax")),
