@@ -48,6 +48,8 @@ def random_variables(model):
 
     def random(path, x):
         value = (0.2 * rng.standard_normal(x.shape)).astype(np.float32)
+        if path[-1].key == "scale":
+            return 1 + value
         return 1 + np.abs(value) if path[0].key == "batch_stats" and path[-1].key == "var" else value
 
     return jax.tree_util.tree_map_with_path(random, abstract_variables(model))
@@ -118,7 +120,7 @@ def test_weights_go_to_pytorch_and_back(family):
 @pytest.mark.parametrize(
     ("family", "options"),
     [
-        ("crossvit", dict(attn_type="focused,softmax", focusing_factor=(4, 3))),
+        ("crossvit", dict(attn_type="agent,softmax", agent_num=(4, 9))),
         ("tnt", dict(attn_type="rala")),
         ("tnt", dict(attn_type="focused,softmax", inner_attn_type="linear", class_token=False)),
         ("msvmamba", dict(attn_type="ms2d,rala,softmax,softmax")),
