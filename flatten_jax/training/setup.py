@@ -10,13 +10,16 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from flatten_jax.data import augment, pipeline, sources
+from flatten_jax.data import augment, check, pipeline, sources
 from flatten_jax.models import create_model
+from flatten_jax.training import settings
 from flatten_jax.training.optimizer import make_optimizer, make_schedule
 from flatten_jax.training.preprocess import Mixing
 from flatten_jax.training.sharding import check_divisible, make_mesh, put_batch
 from flatten_jax.training.step import Training
 from flatten_jax.training.tasks import Batch, Classify
+
+WORTH_SAYING = 0.05  # the share of an epoch that may be left out without a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Run:
         batches = pipeline.eval_batches(
             self.eval_source,
             augment.eval_transform(self.model.image_size, config.eval.resize_ratio),
-            batch_size=config.eval.batch_size,
+            batch_size=self.eval_batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             workers=config.data.workers,
@@ -86,12 +89,35 @@ class Run:
         """What batches of training and of evaluation look like, for compiling before there is one."""
         return (
             self.task.abstract_batch(self.config.train.batch_size, self.mesh),
-            self.task.abstract_batch(self.config.eval.batch_size, self.mesh, masked=True),
+            self.task.abstract_batch(self.eval_batch_size, self.mesh, masked=True),
         )
 
     @property
+    def eval_batch_size(self) -> int:
+        """At most what the evaluation set fills."""
+        fills = -(-len(self.eval_source) // self.mesh.size) * self.mesh.size
+        return min(self.config.eval.batch_size, fills)
+
+    @property
     def num_eval_batches(self) -> int:
-        return -(-len(self.eval_source) // self.config.eval.batch_size)
+        return -(-len(self.eval_source) // self.eval_batch_size)
+
+    def notes(self) -> list[str]:
+        """What a user may not expect: how batches and the sets go together."""
+        size, batch = len(self.train_source), self.config.train.batch_size
+        left, said = size - self.steps_per_epoch * batch, [getattr(self.eval_source, "note", "")]
+        if left > WORTH_SAYING * size:
+            fitting = max(self.mesh.size, round(size / self.mesh.size / 20) * self.mesh.size)
+            said.append(
+                f"an epoch is {self.steps_per_epoch:,} steps and leaves out {left:,} of {size:,} pictures, others each "
+                f"time: --config.train.batch_size={min(fitting, batch // 2 or 1)} leaves out fewer"
+            )
+        if self.eval_batch_size < self.config.eval.batch_size:
+            said.append(
+                f"the evaluation set fits into one batch of {self.eval_batch_size}, below "
+                f"eval.batch_size={self.config.eval.batch_size}"
+            )
+        return [note for note in said if note]
 
     def position(self, step: int) -> dict[str, Any]:
         """Where in the data a step stands, and what that depends on."""
@@ -112,6 +138,7 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     Raises:
         ValueError, FileNotFoundError: with what is wrong and the way out.
     """
+    config = settings.checked(config)
     mesh = make_mesh(fsdp=config.mesh.fsdp)
     train, model = config.train, model_of(config)
     check_divisible(mesh, **{"train.batch_size": train.batch_size, "eval.batch_size": config.eval.batch_size})
@@ -120,7 +147,10 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
             f"train.batch_size={train.batch_size} is not divisible by train.accumulation={train.accumulation} "
             f"times {mesh.size} devices: every part of a batch needs a whole number of images on every device"
         )
-    train_source, eval_source = (_open(config, model, split) for split in ("train", "eval"))
+    train_source, eval_source = (open_source(config, split) for split in ("train", "eval"))
+    if not config.model.num_classes:
+        config.model.num_classes = len(train_source.class_names)
+        model = model.clone(num_classes=config.model.num_classes)
     for source, split in ((train_source, "train"), (eval_source, "evaluation")):
         if len(source.class_names) != model.num_classes:
             raise ValueError(
@@ -128,19 +158,34 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
                 f"use --config.model.num_classes={len(source.class_names)}"
             )
     steps_per_epoch = pipeline.steps_per_epoch(len(train_source), train.batch_size)
+    for source in (eval_source, *([train_source] if config.data.on_corrupt == "fail" else [])):
+        check.glance(source)
     return Run(
         config=config,
         training=training_of(config, model, mesh, steps_per_epoch),
         train_source=train_source,
         eval_source=eval_source,
         steps_per_epoch=steps_per_epoch,
-        total_steps=(train.epochs + train.cooldown_epochs) * steps_per_epoch,
+        total_steps=max(1, round((train.epochs + train.cooldown_epochs) * steps_per_epoch)),
     )
 
 
 def model_of(config: ml_collections.ConfigDict) -> nn.Module:
-    """The model of a config, whose options that are None are left to the model."""
-    return create_model(**{option: value for option, value in config.model.items() if value is not None})
+    """The model of a config, whose options that are None are left to the model.
+
+    Raises:
+        ValueError: an option that does not fit, also where the model itself has no words for it.
+    """
+    options = {option: value for option, value in config.model.items() if value is not None}
+    try:
+        return create_model(**options)
+    except ValueError:
+        raise
+    except Exception as error:  # of a trace with sizes that nobody has thought of
+        said = ", ".join(f"{option}={value!r}" for option, value in options.items() if option != "name")
+        raise ValueError(
+            f"{options['name']} cannot be built with model.{said} ({type(error).__name__}: {error})"
+        ) from error
 
 
 def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh, steps_per_epoch: int) -> Training:
@@ -149,8 +194,8 @@ def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh,
     schedule = make_schedule(
         config.optimizer,
         batch_size=train.batch_size,
-        warmup_steps=train.warmup_epochs * steps_per_epoch,
-        total_steps=train.epochs * steps_per_epoch,
+        warmup_steps=round(train.warmup_epochs * steps_per_epoch),
+        total_steps=max(1, round(train.epochs * steps_per_epoch)),
     )
     mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob)
     return Training(
@@ -165,10 +210,12 @@ def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh,
     )
 
 
-def _open(config: ml_collections.ConfigDict, model: nn.Module, split: str) -> sources.Source:
-    data, options = config.data, {}
+def open_source(config: ml_collections.ConfigDict, split: str) -> sources.Source:
+    """The data of a config to train on ("train"), or to evaluate on ("eval")."""
+    data, model, options = config.data, config.model, {}
     if data.name == "synthetic":
         options = {"image_size": model.image_size, "num_classes": model.num_classes, "examples": data.examples}
     elif data.name == "folder":
-        options = {"folder": data.folder or None}
+        # Where a set is named to evaluate on, nothing is held out of the one that is trained on.
+        options = {"folder": data.folder or None, "hold_out": (data.train_split, data.eval_split) == ("train", "eval")}
     return sources.open_source(data.name, data[f"{split}_split"], data_dir=data.data_dir or None, **options)
