@@ -44,7 +44,7 @@ def table(config: Any, pattern: str = "") -> Iterator[str]:
         if pattern in key:
             kind, meaning = about.get(key, ("", ""))
             head = f"{key} = {'-' if value is None else repr(value)}"
-            yield from textwrap.wrap(f"{head:40} {kind}: {meaning}", WIDTH, subsequent_indent=" " * 41)
+            yield from textwrap.wrap(f"{head:39}  {kind}: {meaning}", WIDTH, subsequent_indent=" " * 41)
 
 
 def model_docs(name: str) -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]:

@@ -40,9 +40,10 @@ def parse(values: Any, argv: list[str]) -> list[str]:
     except (flags.Error, TypeError, ValueError, AttributeError, KeyError) as error:
         from flatten_jax.training.settings import SETTINGS
 
-        named = re.search(r"flag --(?:no)?config\.([\w.]+)", str(error))
-        allowed = f"; it must be {SETTINGS[named[1]].allowed}" if named and named[1] in SETTINGS else ""
-        raise ValueError(f"{' '.join(str(error).split())}{allowed}") from error
+        named = re.match(r"flag --(?:no)?config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+        if named and named[1] in SETTINGS:
+            raise ValueError(f"--config.{named[1]}={named[2]} must be {SETTINGS[named[1]].allowed}") from error
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def check_arguments(argv: list[str]) -> list[str]:

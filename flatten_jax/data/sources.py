@@ -5,6 +5,7 @@ that reads them, because Grain's worker processes receive a copy.
 """
 
 import abc
+import difflib
 import math
 import os
 import re
@@ -16,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+KNOWN = ("imagenet2012", "digits", "folder", "synthetic")  # those that the documents speak of
 EVALUATION_FOLDERS = ("val", "valid", "validation", "test")
 NAME_FEATURES = ("file_name", "filename", "image/filename")
 
@@ -178,6 +180,8 @@ def open_tfds(name: str, root: Path):
     if not folder.is_dir():
         hint = f" ({root} is itself {dataset}: pass the folder around it)" if root.name == dataset else ""
         missing = folder if root.is_dir() else root
+        close = difflib.get_close_matches(name.lower(), KNOWN, n=1)
+        hint += f"; did you mean {close[0]!r}?" if close and close[0] != name else ""
         raise FileNotFoundError(f"no data set {name}: {missing} does not exist{hint}. Prepare it with: {command}")
     versions = prepared_versions(name, root)
     if not versions:

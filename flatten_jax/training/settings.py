@@ -41,7 +41,8 @@ class Setting(NamedTuple):
         noun = {int: "a whole number", float: "a number", bool: "True or False", tuple: "(low, high), low <= high"}
         low, _, high = self.values[1:-1].partition(", ")
         if high == "inf":
-            return f"{noun[self.kind]}, {'at least' if self.values[0] == '[' else 'above'} {low}"
+            finite = " and finite" if self.kind is float else ""
+            return f"{noun[self.kind]}, {'at least' if self.values[0] == '[' else 'above'} {low}{finite}"
         return f"{noun[self.kind]}{',' * (self.kind is tuple)} in {self.values}" if self.values else noun[self.kind]
 
     def takes(self, value: Any) -> bool:
@@ -115,7 +116,7 @@ SETTINGS: dict[str, Setting] = {
     "log_every_steps": Setting(int, "[1, inf)", "a line on the screen and in metrics.jsonl"),
 }
 # Sizes that a model of any family has one of, or a tuple of one for each stage.
-SIZES = ("depth", "depths", "embed_dim", "embed_dims", "num_heads", "patch_size")
+_SIZES = ("depth", "depths", "embed_dim", "embed_dims", "num_heads", "patch_size")
 
 
 def checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -128,7 +129,8 @@ def checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     with config.unlocked():
         if "dtype" in config.model and isinstance(config.model.dtype, str):
             config.model.dtype = dtype_name(config.model.dtype)
-        if isinstance(size := config.model.get("image_size"), tuple | list) and len(size) == 1:
+        size = config.model.get("image_size")
+        if isinstance(size, tuple | list) and len(size) == 1 and type(size[0]) is int:
             config.model.image_size = tuple(size) * 2  # --config.model.image_size=32
     faults = list(_faults(config)) or list(_conflicts(config))
     if len(faults) > 1:
@@ -177,7 +179,7 @@ def _faults(config: ml_collections.ConfigDict) -> Iterator[str]:
     for key in given:
         if key not in SETTINGS and not key.startswith("model."):
             yield f"{key}={given[key]!r} is not a setting{nearest(key, SETTINGS)}"
-    for option in SIZES:
+    for option in _SIZES:
         value = given.get(f"model.{option}")
         entries = value if isinstance(value, tuple | list) else [value]
         if value is not None and not all(type(entry) is int and entry >= 1 for entry in entries):
@@ -211,9 +213,11 @@ def _conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
                 f"optimizer.{key}={rates[key]:g} is above the peak, optimizer.learning_rate={rates.learning_rate:g}: "
                 "lower it too"
             )
+    if config.model.get("features_only"):
+        yield "model.features_only=True gives maps, and what is trained are classes: leave it out"
     if data.folder and data.name != "folder":
         yield f"data.folder={data.folder!r} has no effect on data.name={data.name!r}: add --config.data.name=folder"
     if data.name == "folder" and not data.folder:
         yield "data.name='folder' needs --config.data.folder=PATH, a folder with train/<class>/*.jpg in it"
     if config.init_new_head and not config.init_from:
-        yield "init_new_head=True has no effect without init_from: add --config.init_from=PATH, or leave it out"
+        yield "init_new_head=True has no effect without --config.init_from=PATH: add that, or init_new_head=False"

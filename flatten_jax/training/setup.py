@@ -107,10 +107,11 @@ class Run:
         size, batch = len(self.train_source), self.config.train.batch_size
         left, said = size - self.steps_per_epoch * batch, [getattr(self.eval_source, "note", "")]
         if left > WORTH_SAYING * size:
-            fitting = max(self.mesh.size, round(size / self.mesh.size / 20) * self.mesh.size)
+            smaller = range(batch, 0, -self.mesh.size)
+            fitting = next((b for b in smaller if size % b <= WORTH_SAYING * size), self.mesh.size)
             said.append(
-                f"an epoch is {self.steps_per_epoch:,} steps and leaves out {left:,} of {size:,} pictures, others each "
-                f"time: --config.train.batch_size={min(fitting, batch // 2 or 1)} leaves out fewer"
+                f"an epoch, {self.steps_per_epoch:,} steps, leaves out {left:,} of {size:,} pictures, others each "
+                f"time; --config.train.batch_size={fitting} leaves out {size % fitting:,}"
             )
         if self.eval_batch_size < self.config.eval.batch_size:
             said.append(
@@ -157,7 +158,14 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
                 f"the {split} data has {len(source.class_names)} classes and model.num_classes={model.num_classes}: "
                 f"use --config.model.num_classes={len(source.class_names)}"
             )
-    steps_per_epoch = pipeline.steps_per_epoch(len(train_source), train.batch_size)
+    size = len(train_source)
+    if size < train.batch_size:
+        fitting = max(size // 2 // mesh.size, 1) * mesh.size
+        raise ValueError(
+            f"train.batch_size={train.batch_size} gives no whole batch out of num_examples={size}: "
+            f"make it smaller, such as --config.train.batch_size={fitting}"
+        )
+    steps_per_epoch = pipeline.steps_per_epoch(size, train.batch_size)
     for source in (eval_source, *([train_source] if config.data.on_corrupt == "fail" else [])):
         check.glance(source)
     return Run(
@@ -182,10 +190,18 @@ def model_of(config: ml_collections.ConfigDict) -> nn.Module:
     except ValueError:
         raise
     except Exception as error:  # of a trace with sizes that nobody has thought of
-        said = ", ".join(f"{option}={value!r}" for option, value in options.items() if option != "name")
-        raise ValueError(
-            f"{options['name']} cannot be built with model.{said} ({type(error).__name__}: {error})"
-        ) from error
+        said, name = f"{type(error).__name__}: {error}", options["name"]
+        culprits = [option for option in options if option != "name" and _builds({**options, option: None})]
+        given = ", ".join(f"model.{option}={options[option]!r}" for option in culprits or options.keys() - {"name"})
+        raise ValueError(f"{given} does not fit {name} ({said}); `flatten-jax config` says what it takes") from error
+
+
+def _builds(options: dict[str, Any]) -> bool:
+    try:
+        create_model(**{option: value for option, value in options.items() if value is not None})
+    except Exception:
+        return False
+    return True
 
 
 def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh, steps_per_epoch: int) -> Training:
