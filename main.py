@@ -1,6 +1,8 @@
 """Train or evaluate: python main.py --config configs/digits.py --workdir runs/digits"""
 
 import importlib.util
+import itertools
+import os
 import re
 import shlex
 import sys
@@ -61,10 +63,12 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def next_steps(run) -> str:
     """Commands that work as they stand, in the folder where this one was started."""
-    main, workdir = shlex.quote(sys.argv[0]), shlex.quote(WORKDIR.value.rstrip("/"))
+    folder = WORKDIR.value.rstrip("/")
+    another = next(path for number in itertools.count(2) if not os.path.exists(path := f"{folder}-{number}"))
+    main, workdir = shlex.quote(sys.argv[0]), shlex.quote(folder)
     lines = [
         f"python {main} --workdir {workdir} --mode=eval",
-        f"python {main} --workdir {workdir}-2 --config.init_from={workdir}   # fine-tune from this run",
+        f"python {main} --workdir {shlex.quote(another)} --config.init_from={workdir}   # fine-tune from this run",
         f"flatten-jax curves {workdir} --output {workdir}/curves.png --overwrite",
     ]
     if hasattr(run.eval_source, "path"):

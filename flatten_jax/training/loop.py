@@ -16,6 +16,7 @@ from flatten_jax.training.evaluate import evaluate, make_eval_step
 from flatten_jax.training.lock import only_run_in
 from flatten_jax.training.metrics import Meter, MetricsWriter, Progress, TrainingDiverged
 from flatten_jax.training.preemption import Preempted, Preemption
+from flatten_jax.training.run_config import find_config
 from flatten_jax.training.setup import Run
 from flatten_jax.training.sharding import by_size, bytes_per_device, describe_mesh, to_host
 from flatten_jax.training.step import TrainState, abstract_state, init_state, make_train_step
@@ -172,7 +173,11 @@ def _first_state(run: Run) -> tuple[TrainState, str]:
     """The state that a run starts from, and where it is from: other weights, or the seed."""
     config = run.config
     if config.init_from:
-        variables, said = load_weights(config.init_from, run.model, new_head=config.init_new_head)
+        try:
+            variables, said = load_weights(config.init_from, run.model, new_head=config.init_new_head)
+        except ValueError as error:
+            hint = "\nWithout --config the config of that run is taken." if find_config(config.init_from) else ""
+            raise ValueError(f"{error}{hint}") from error
         return init_state(run.training, variables), f"fine-tuning: {said}"
     return init_state(run.training), f"starting from seed {config.seed}"
 

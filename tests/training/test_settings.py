@@ -1,9 +1,12 @@
 """Values in a config that are wrong, misspelt or at odds: refused together, a line each, before anything is opened."""
 
 import importlib
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from configs import digits
 from flatten_jax.cli.config_file import read_config
@@ -216,3 +219,54 @@ def test_a_setting_that_nobody_reads_and_one_that_is_missing():
     del config["mesh"]
     with pytest.raises(ValueError, match=r"(?s)the config has no mesh\.fsdp.*train\.grad_clip=1\.0 is not a setting"):
         checked(config)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Class folders alone, with twenty pictures each."""
+    for i in range(60):
+        path = tmp_path / "pictures" / "abc"[i % 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((9, 9, 3), 4 * i, np.uint8)).save(path)
+    return tmp_path / "pictures"
+
+
+def fine_tuned(folder, *overrides):
+    size = ("--config.train.batch_size=8", "--config.eval.batch_size=8", "--config.init_from=x")
+    overrides = (f"data.folder={folder}", *overrides)
+    return read_config("configs/finetune.py:flatten_deit_t", [*SMALL[:4], *size, *(f"--config.{o}" for o in overrides)])
+
+
+def test_a_folder_of_ones_own_pictures_tells_the_number_of_classes(folder):
+    run = setup.prepare(fine_tuned(folder))
+    assert run.config.model.num_classes == run.model.num_classes == 3
+    assert (len(run.train_source), len(run.eval_source)) == (54, 6)
+    assert run.notes()[0] == f"{folder} has no val/ or test/: 6 of 60 pictures are held out of training"
+    with pytest.raises(ValueError, match=r"the train data has 3 classes and model\.num_classes=4: use --config"):
+        setup.prepare(fine_tuned(folder, "model.num_classes=4"))
+
+
+def test_splits_of_a_folder_are_those_that_are_there(folder):
+    shutil.copytree(folder, folder / "train")
+    for name in "abc":
+        shutil.rmtree(folder / name)
+    with pytest.raises(FileNotFoundError, match=r"no folder for split='vall', but \['train'\]"):
+        setup.prepare(fine_tuned(folder, "data.eval_split=vall"))
+    with pytest.raises(FileNotFoundError, match="no folder for split='trian'"):
+        setup.prepare(fine_tuned(folder, "data.train_split=trian"))
+    shutil.copytree(folder / "train", folder / "mine")
+    run = setup.prepare(fine_tuned(folder, "data.eval_split=mine"))
+    assert (len(run.train_source), len(run.eval_source)) == (60, 60), "nothing is held out where there is a set"
+
+
+def test_a_picture_that_cannot_be_read_is_found_before_anything_compiles(folder):
+    held_out = setup.prepare(fine_tuned(folder)).eval_source.path(0)
+    damaged = next(path for path in sorted(folder.glob("*/*")) if str(path) != held_out)
+    for path in (Path(held_out), damaged):
+        path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=f"1 of 6 pictures cannot be read:\n  image '{held_out}'"):
+        setup.prepare(fine_tuned(folder))
+    Path(held_out).write_bytes((folder / "a/30.png").read_bytes())
+    with pytest.raises(ValueError, match=f"1 of 54 pictures cannot be read:\n  image '{damaged}'"):
+        setup.prepare(fine_tuned(folder))
+    setup.prepare(fine_tuned(folder, "data.on_corrupt=skip"))
