@@ -31,7 +31,7 @@ COORDINATOR = flags.DEFINE_string(
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of this run, on all hosts.", lower_bound=1)
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is.", lower_bound=0)
-WAIT_SECONDS = flags.DEFINE_float("wait_seconds", 300, "How long to wait for other processes to start.")
+WAIT_SECONDS = flags.DEFINE_float("wait_seconds", 300, "How long to wait for other processes to start.", 0)
 
 SETTINGS = """Settings of a config are overridden by name: --config.train.batch_size=256 --config.model.dtype=bfloat16
   flatten-jax config {config}   # lists all, with type, value, range and meaning

@@ -38,12 +38,14 @@ def parse(values: Any, argv: list[str]) -> list[str]:
     try:
         return values(argv)
     except (flags.Error, TypeError, ValueError, AttributeError, KeyError) as error:
-        from flatten_jax.training.settings import SETTINGS
+        from flatten_jax.training.settings import SETTINGS, nearest
 
         named = re.match(r"flag --(?:no)?config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
         if named and named[1] in SETTINGS:
             raise ValueError(f"--config.{named[1]}={named[2]} must be {SETTINGS[named[1]].allowed}") from error
-        raise ValueError(" ".join(str(error).split())) from error
+        unknown = re.match(r"Unknown command line flag '(?:no)?([\w.]+)'", str(error))
+        hint = nearest(unknown[1], SETTINGS, "--config.") if unknown and "Did you mean" not in str(error) else ""
+        raise ValueError(" ".join(str(error).split()) + hint) from error
 
 
 def check_arguments(argv: list[str]) -> list[str]:
@@ -100,10 +102,11 @@ def load(path: str) -> Any:
     """What a config file gives; ValueError in one line, with the file and the line where it fails."""
     file, colon, argument = path.partition(":")
     if not Path(file).is_file():
-        folder = Path(file).parent if Path(file).parent.is_dir() else Path("configs")
-        there = sorted(str(found) for found in folder.glob("[!_]*.py")) if folder.is_dir() else []
-        close = difflib.get_close_matches(file, there, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(there) or f'no configs in {folder}'}"
+        folder = Path(file).parent if "/" in file and Path(file).parent.is_dir() else Path("configs")
+        there = {found.stem: str(found) for found in sorted(folder.glob("[!_]*.py"))} if folder.is_dir() else {}
+        close = difflib.get_close_matches(Path(file).stem, there, n=1)
+        others = ", ".join(there.values()) or f"no configs in {folder}"
+        hint = f"did you mean {there[close[0]]}?" if close else f"there are {others}"
         raise ValueError(f"--config={path}: {file} is not there; {hint}")
     sys.path.insert(0, str(Path.cwd()))  # configs import each other from the folder that main.py stands in
     try:

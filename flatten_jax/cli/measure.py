@@ -37,7 +37,9 @@ def plan(args: argparse.Namespace) -> None:
     print(plan.HEADER)
     for path in args.config:
         for topology in args.topology:
-            config = settings.checked(read_config(path, args.overrides))
+            config = read_config(path, args.overrides)
+            config.data.name, config.data.folder, config.init_new_head = "synthetic", "", False  # neither is opened
+            config = settings.checked(config)
             config.model.num_classes = config.model.num_classes or 1000  # there are no data to take it from
             try:
                 print(plan.row(config, plan.plan(config, topology, args.quick)), flush=True)

@@ -247,7 +247,8 @@ class FolderSource(Source):
         root = Path(folder).expanduser()
         layout = f"expected {root}/train/<class>/*.jpg and {root}/val/<class>/*.jpg (or test)"
         if not root.is_dir():
-            raise FileNotFoundError(f"the image folder {root} does not exist; {layout}")
+            state = "is a file" if root.exists() else "does not exist"
+            raise FileNotFoundError(f"the image folder {root} {state}; {layout}")
         evaluation = _evaluation_folder(root, split)
         train = root / "train"
         if not train.is_dir() and evaluation is None and _class_folders(root):

@@ -132,7 +132,7 @@ def claim(folder: Path, config: ml_collections.ConfigDict, class_names: Sequence
     path = folder / "config.json"
     ours = _plain(config)
     if path.exists() and _has_steps(folder):
-        theirs = json.loads(path.read_text())
+        theirs = _read(path)
         trees = [flat(tree) for tree in (theirs, ours)]
         names = sorted(name for name in trees[0].keys() | trees[1].keys() if not name.startswith(_OF_A_SESSION))
         changed = [n for n in names if trees[0].get(n) != trees[1].get(n)]
@@ -144,7 +144,7 @@ def claim(folder: Path, config: ml_collections.ConfigDict, class_names: Sequence
                 "--config the run goes on with its own."
             )
     classes = folder / CLASSES_FILE
-    known = json.loads(classes.read_text()) if classes.exists() and _has_steps(folder) else list(class_names)
+    known = _read(classes) if classes.exists() and _has_steps(folder) else list(class_names)
     if known != list(class_names):
         only = [sorted(set(a) - set(b))[:5] for a, b in ((known, class_names), (class_names, known))]
         raise ValueError(
@@ -156,6 +156,13 @@ def claim(folder: Path, config: ml_collections.ConfigDict, class_names: Sequence
             temporary = target.with_suffix(".tmp")
             temporary.write_text(json.dumps(content, indent=2) + "\n")
             temporary.replace(target)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): restore it, or take another --workdir") from error
 
 
 def _has_steps(folder: Path) -> bool:

@@ -153,12 +153,12 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for name in tree for k, v in flat(tree[name], f"{prefix}.{name}" if prefix else name).items()}
 
 
-def nearest(key: str, known: Any) -> str:
+def nearest(key: str, known: Any, prefix: str = "") -> str:
     """ "; did you mean 'train.epochs'?", or nothing: by the whole key, or by its last word."""
     by_word = {name.rpartition(".")[2]: name for name in known}
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     close = close or [by_word[w] for w in difflib.get_close_matches(key.rpartition(".")[2], by_word, n=1)]
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {prefix + close[0]!r}?" if close else ""
 
 
 def refuse_bucket(name: str, path: str) -> None:

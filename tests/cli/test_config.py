@@ -143,6 +143,8 @@ def test_a_config_file_that_fails_is_one_line(tmp_path, name):
             ["--config=configs/flaten_pvt_t.py"],
             "flaten_pvt_t.py is not there; did you mean configs/flatten_pvt_t.py?",
         ),
+        (["--config=digit"], "--config=digit: digit is not there; did you mean configs/digits.py?"),
+        (["--config=configs/digits"], "did you mean configs/digits.py?"),
         (["--config=nowhere/x.py"], "nowhere/x.py is not there; there are configs/base.py, configs/cifar10.py"),
         (["--config=configs/published.py:flaten_pvt_t"], "did you mean 'flatten_pvt_t'?"),
         (["--config=configs/digits.py:tiny"], "unknown variant 'tiny'"),
@@ -155,3 +157,15 @@ def test_what_is_missing_is_one_line(arguments, said):
     with pytest.raises(ValueError) as error:
         check_arguments(["main.py", *arguments])
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_setting_without_its_prefix_is_understood():
+    for flag, meant in (
+        ("train.epochs", "train.epochs"),
+        ("batch_size", "batch_size"),
+        ("learning_rat", "learning_rate"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"Unknown command line flag '{flag}'; did you mean '--config\.\S*{meant}'"
+        ):
+            read_config("configs/digits.py", [f"--{flag}=3"])
