@@ -32,9 +32,19 @@ def main(argv: list[str] | None = None) -> None:
     if args.overrides and not args.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")
     try:
+        _refuse_buckets(args)
         args.run(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
+
+
+def _refuse_buckets(args: argparse.Namespace) -> None:
+    """No path among the arguments is the address of a bucket; of overrides the config knows."""
+    from flatten_jax.training.settings import refuse_bucket
+
+    for name, value in vars(args).items():
+        for entry in value if isinstance(value, list) and name != "overrides" else [value]:
+            refuse_bucket(name, entry if isinstance(entry, str) else "")
 
 
 if __name__ == "__main__":
