@@ -153,7 +153,6 @@ def test_fine_tuning_from_another_run_says_what_it_loaded(finished, tmp_path):
     ("arguments", "message"),
     [
         (["--config.augment.mixupp=1"], "did you mean 'augment.mixup'?"),
-        (["--config.modle.depth=3"], "error: --config.modle.depth is not a setting; did you mean 'model.depth'?"),
         (["--config.train.accumulation=0"], "error: train.accumulation=0 must be a whole number, at least 1"),
         (["--cofnig=x"], "error: Unknown command line flag 'cofnig'. Did you mean: config"),
         (["--mode=evl"], "error: flag --mode=evl: value should be one of <train|eval|check>"),

@@ -103,7 +103,8 @@ def load(path: str) -> Any:
     file, colon, argument = path.partition(":")
     if not Path(file).is_file():
         folder = Path(file).parent if "/" in file and Path(file).parent.is_dir() else Path("configs")
-        there = {found.stem: str(found) for found in sorted(folder.glob("[!_]*.py"))} if folder.is_dir() else {}
+        found = sorted(folder.glob("*.py")) if folder.is_dir() else []
+        there = {each.stem: str(each) for each in found if "get_config" in each.read_text(errors="replace")}
         close = difflib.get_close_matches(Path(file).stem, there, n=1)
         others = ", ".join(there.values()) or f"no configs in {folder}"
         hint = f"did you mean {there[close[0]]}?" if close else f"there are {others}"

@@ -145,7 +145,7 @@ def test_a_config_file_that_fails_is_one_line(tmp_path, name):
         ),
         (["--config=digit"], "--config=digit: digit is not there; did you mean configs/digits.py?"),
         (["--config=configs/digits"], "did you mean configs/digits.py?"),
-        (["--config=nowhere/x.py"], "nowhere/x.py is not there; there are configs/base.py, configs/cifar10.py"),
+        (["--config=nowhere/x.py"], "nowhere/x.py is not there; there are configs/cifar10.py, configs/digits.py"),
         (["--config=configs/published.py:flaten_pvt_t"], "did you mean 'flatten_pvt_t'?"),
         (["--config=configs/digits.py:tiny"], "unknown variant 'tiny'"),
         (["--config=configs/digits.py", "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: buckets are not"),
