@@ -1,11 +1,10 @@
 """What all configs are made of: one recipe on ImageNet-1k, with every option of every model, and the smoke variant."""
 
 import ml_collections
-from ml_collections import config_dict
 
 import flatten_jax
 from configs.recipes import Recipe
-from flatten_jax.attention import attention_options
+from flatten_jax.training.run_config import model_section
 
 
 def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
@@ -15,7 +14,7 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
     config.init_from = ""  # a run's folder or checkpoint to fine-tune from; not for resuming, which needs no flag
     config.init_new_head = False  # make a new classifier instead of loading that of init_from
 
-    config.model = _model(model)
+    config.model = model_section(model)
     config.model.update(num_classes=1000, drop_path=recipe.drop_path, dtype="float32")
 
     config.data = ml_collections.ConfigDict(
@@ -51,9 +50,9 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
         {
             "batch_size": recipe.batch_size,  # over all devices
             "accumulation": 1,  # parts of a batch that are computed one after the other
-            "epochs": recipe.epochs,
-            "warmup_epochs": recipe.warmup_epochs,
-            "cooldown_epochs": recipe.cooldown_epochs,  # at the minimum learning rate, after `epochs`
+            "epochs": float(recipe.epochs),  # which may be a fraction of one
+            "warmup_epochs": float(recipe.warmup_epochs),
+            "cooldown_epochs": float(recipe.cooldown_epochs),  # at the minimum learning rate, after `epochs`
             "ema_decay": recipe.ema_decay,  # of the moving average of the parameters; 0: none
             "skip_nonfinite_steps": 0,  # how many updates that are not finite are left out before the run stops
         }
@@ -84,20 +83,6 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
         {"fsdp": 1}
     )  # devices that share one copy of the state; divides their number
     config.log_every_steps = 50
-    return config
-
-
-def _model(name: str) -> ml_collections.ConfigDict:
-    """Every option of a model and of all attentions, to be overridden by name; None leaves the model's own value."""
-    own = flatten_jax.model_options(name)
-    of_attentions = {o: value for a in flatten_jax.list_attentions() for o, value in attention_options(a).items()}
-    config = ml_collections.ConfigDict({"name": name})
-    for option, default in {**of_attentions, **own}.items():
-        kind = str if option == "dtype" else type(default)
-        if option in of_attentions and kind is not bool:
-            kind = object  # any literal: one value, or a tuple of one for each stage
-        config[option] = config_dict.placeholder(kind)
-    config.image_size = own["image_size"]
     return config
 
 

@@ -6,6 +6,7 @@ PATH holds train/<class>/*.jpg and test/<class>/*.jpg. The attention is swapped 
 of `flatten-jax attentions`, or changed by its options, such as focusing_factor, use_dwc and use_positional_encoding.
 
 For one GPU. On two CPU cores some hundred steps show the loss falling: --config.model.depth=4 --config.train.epochs=1
+--config.train.warmup_epochs=0
 No published accuracy for this setting; ours: not run here.
 """
 

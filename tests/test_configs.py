@@ -211,5 +211,23 @@ def test_old_run_without_the_newer_options_can_be_resumed(tmp_path):
     config.model.attn_type = "S"
     old = json.loads(config.to_json())
     old["model"] = {k: v for k, v in old["model"].items() if v is not None}
+    old["train"].update(epochs=20, warmup_epochs=2, cooldown_epochs=0)  # which were whole numbers
     (tmp_path / "config.json").write_text(json.dumps(old))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     agreement.claim(tmp_path, config, ("a", "b"))
+
+
+def test_a_folder_in_which_no_step_was_taken_is_not_a_run_of_another_config(tmp_path):
+    agreement.claim(tmp_path, load("digits"), ("a", "b"))
+    config = load("digits")
+    config.train.batch_size = 32
+    agreement.claim(tmp_path, config, ("a", "c"))
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["batch_size"] == 32
+    for trace in ("checkpoints/12", "metrics.jsonl"):
+        (tmp_path / trace).parent.mkdir(exist_ok=True)
+        (tmp_path / trace).write_text("{}")
+        with pytest.raises(ValueError, match=r"train\.batch_size: 32 there, 64 now"):
+            agreement.claim(tmp_path, load("digits"), ("a", "c"))
+        with pytest.raises(ValueError, match=r"only there \['c'\], only now \['b'\]"):
+            agreement.claim(tmp_path, config, ("a", "b"))
+        (tmp_path / trace).unlink()

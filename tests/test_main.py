@@ -1,12 +1,17 @@
 """The command line, in real processes."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from .command import TINY, assert_same_bits, metrics, run, start
+from .command import CACHE, ROOT, TINY, assert_same_bits, metrics, run, start
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +35,63 @@ def test_training_prints_its_progress_and_leaves_its_records(finished):
     assert list((folder / "tensorboard").iterdir())
     for file in ("curves.png", "classes.json"):
         assert (folder / file).stat().st_size
+
+
+def test_help_is_no_error_and_leads_to_the_settings():
+    done = subprocess.run([sys.executable, "main.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    for part in ("--config.train.batch_size=256", "flatten-jax config configs/digits.py", "--workdir", "--mode"):
+        assert part in done.stdout
+
+
+@pytest.mark.slow
+def test_the_printed_commands_work_as_they_are_printed(tmp_path):
+    """Of a run on a folder of pictures, with overrides without which the config is of another model."""
+    for i in range(24):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 20, 3), np.uint8)
+        (tmp_path / "my pictures" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "my pictures" / "ab"[i % 2] / f"{i}.png")
+    data = ("--config.data.name=folder", f"--config.data.folder={tmp_path}/my pictures")
+    short = ("--config.train.epochs=1", "--config.train.warmup_epochs=0.5")
+    status, output = run(*TINY, *data, *short, "--workdir", tmp_path / "my run")
+    assert status == 0, output
+    assert "22 training and 2 test images of 2 classes" in output  # as many as the folder has
+    assert "my pictures has no val/ or test/: 2 of 24 pictures are held out of training" in output
+    evaluation = next(line for line in output.splitlines() if "step 1 (epoch 1.0)" in line).partition(": ")[2]
+    commands = [line.strip() for line in output.partition("What to try next:\n")[2].splitlines()]
+    commands = [command for command in commands if not command.startswith("tensorboard")]  # it would not end
+    assert [command.split()[0] for command in commands] == ["python", "python", "flatten-jax", "flatten-jax"]
+    bin = tmp_path / "bin"  # what an installation puts there, of this checkout and this Python
+    bin.mkdir()
+    for name, module in (("python", ""), ("flatten-jax", " -m flatten_jax.cli.main")):
+        (bin / name).write_text(f'#!/bin/sh\nexec {sys.executable}{module} "$@"\n')
+        (bin / name).chmod(0o755)
+    environment = os.environ | CACHE | {"PATH": f"{bin}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    said = []
+    for command in commands:
+        done = subprocess.run(command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        said.append(done.stdout)
+    assert evaluation in said[0]
+    assert "fine-tuning: weights of" in said[1] and "finished 1 steps" in said[1]
+    assert json.loads((tmp_path / "my run-2" / "config.json").read_text())["model"]["embed_dim"] == 16
+    assert "curves.png" in said[2]
+    assert "my pictures/" in said[3]
+
+
+@pytest.mark.slow
+def test_check_mode_does_all_but_the_training(tmp_path):
+    status, output = run(*TINY, "--mode=check", "--workdir", tmp_path / "run")
+    assert status == 0, output
+    for part in (
+        "compiled in",
+        "the training step computes in",
+        "a batch is read in",
+        "a step takes",
+        "12 steps and 3",
+    ):
+        assert part in output
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -90,7 +152,11 @@ def test_fine_tuning_from_another_run_says_what_it_loaded(finished, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.augment.mixupp=1"], 'Did you mean "mixup"'),
+        (["--config.augment.mixupp=1"], "did you mean 'augment.mixup'?"),
+        (["--config.train.accumulation=0"], "error: train.accumulation=0 must be a whole number, at least 1"),
+        (["--cofnig=x"], "error: Unknown command line flag 'cofnig'. Did you mean: config"),
+        (["--mode=evl"], "error: flag --mode=evl: value should be one of <train|eval|check>"),
+        (["more"], "error: unexpected arguments more; overrides are written --config.x.y=value"),
         (["--config.train.epochs=many"], "epochs"),
         (["--config.model.name=flatten_deit_x"], "did you mean 'flatten_deit_"),
         (["--config.model.image_size=(48,40)"], "image_size=(48, 40) is not divisible by patch_size=16"),
@@ -98,6 +164,7 @@ def test_fine_tuning_from_another_run_says_what_it_loaded(finished, tmp_path):
         (["--config.train.accumulation=3"], "train.batch_size=16 is not divisible by train.accumulation=3"),
         (["--config.data.name=folder", "--config.data.folder=/nowhere"], "/nowhere does not exist"),
         (["--config.data.name=imagenet2012", "--config.data.data_dir=/nowhere"], "flatten-jax prepare imagenet2012"),
+        (["--config.data.name=folder", "--config.data.folder=gs://b/c"], "data.folder=gs://b/c: buckets are not read"),
         (["--config.optimizer.learning_rate=1e30"], "is not finite: grad_norm="),
     ],
 )

@@ -100,7 +100,7 @@ def test_processes_that_slurm_started_and_that_disagree_say_on_what(tmp_path):
     for status, output in map(finish, start_two(*MODEL, "--workdir", tmp_path, also=also, slurm=True)):
         assert status == 1, output
         for line in (
-            "train.epochs: 12 in process 0, 11 in process 1",
+            "train.epochs: 12.0 in process 0, 11.0 in process 1",
             "evaluation batches: 5 in process 0, 9 in process 1",
             "steps: 48 in process 0, 44 in process 1",
         ):

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from flatten_jax.cli import attentions, data, look, measure, weights
+from flatten_jax.cli import attentions, config, data, look, measure, weights
 
 COMMANDS = (
     look.add_models,
@@ -12,6 +12,8 @@ COMMANDS = (
     weights.add_export,
     look.add_predict,
     weights.add_share,
+    config.add_config,
+    data.add_check_data,
     measure.add_plan,
     look.add_visualize,
     look.add_curves,
@@ -30,9 +32,19 @@ def main(argv: list[str] | None = None) -> None:
     if args.overrides and not args.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")
     try:
+        _refuse_buckets(args)
         args.run(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
+
+
+def _refuse_buckets(args: argparse.Namespace) -> None:
+    """No path among the arguments is the address of a bucket; of overrides the config knows."""
+    from flatten_jax.training.settings import refuse_bucket
+
+    for name, value in vars(args).items():
+        for entry in value if isinstance(value, list) and name != "overrides" else [value]:
+            refuse_bucket(name, entry if isinstance(entry, str) else "")
 
 
 if __name__ == "__main__":

@@ -31,11 +31,16 @@ def plan(args: argparse.Namespace) -> None:
     virtual = [int(t[4:]) for t in args.topology if t.startswith("cpu:") and t[4:].isdecimal()]
     jax.config.update("jax_num_cpu_devices", max(virtual, default=1))
     from flatten_jax.bench import plan
+    from flatten_jax.cli.config_file import read_config
+    from flatten_jax.training import settings
 
     print(plan.HEADER)
     for path in args.config:
         for topology in args.topology:
-            config = _load_config(path, args.overrides)
+            config = read_config(path, args.overrides)
+            config.data.name, config.data.folder, config.init_new_head = "synthetic", "", False  # neither is opened
+            config = settings.checked(config)
+            config.model.num_classes = config.model.num_classes or 1000  # there are no data to take it from
             try:
                 print(plan.row(config, plan.plan(config, topology, args.quick)), flush=True)
             except ValueError as error:
@@ -45,23 +50,6 @@ def plan(args: argparse.Namespace) -> None:
     print(
         "\nPer chip and step. TFLOP counts 2 for a multiply-add; cycles are the compiler's own estimate, not a timing."
     )
-
-
-def _load_config(path: str, overrides: list[str]) -> Any:
-    """A config file with --config.x.y=value overrides, as main.py reads them."""
-    from absl import flags
-    from ml_collections import config_flags
-
-    values, argv = flags.FlagValues(), ["plan", f"--config={path}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    sys.path.insert(0, str(Path.cwd()))  # configs import each other from the folder that main.py stands in
-    try:
-        unknown = values(argv)[1:]
-    except (AttributeError, TypeError, flags.Error) as error:
-        raise ValueError(f"in an override: {error}") from error
-    if unknown:
-        raise ValueError(f"unexpected arguments {unknown}; overrides are written --config.x.y=value")
-    return values.config
 
 
 def add_bench(commands: Any) -> None:

@@ -71,7 +71,8 @@ def decode(image: bytes | np.ndarray, name: str) -> Image.Image:
     except MemoryError:
         raise
     except Exception as error:  # PIL's readers raise OSError, SyntaxError, ValueError, struct.error, ... on bad bytes
-        raise CorruptImageError(name, f"{type(error).__name__}: {error}") from error
+        said = str(error).partition(" <_io.")[0]  # "cannot identify image file <_io.BytesIO object at 0x...>"
+        raise CorruptImageError(name, f"{type(error).__name__}: {said}") from error
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ that reads them, because Grain's worker processes receive a copy.
 """
 
 import abc
+import difflib
 import math
 import os
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+KNOWN = ("imagenet2012", "digits", "folder", "synthetic")  # those that the documents speak of
 EVALUATION_FOLDERS = ("val", "valid", "validation", "test")
 NAME_FEATURES = ("file_name", "filename", "image/filename")
 
@@ -58,6 +61,7 @@ def open_source(
     image_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
     examples: int | None = None,
+    hold_out: bool | None = None,
 ) -> Source:
     """Opens a split of a data set, and fails now rather than at the first batch when files are missing.
 
@@ -69,6 +73,7 @@ def open_source(
         data_dir: for TFDS and digits, the folder that holds one folder per data set.
             Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
         folder: for "folder", the folder that holds `train/<class>/*.jpg` and `val` or `test` likewise.
+        hold_out: for "folder": evaluate on a part of "train" where there is no other set (default).
         image_size, num_classes, examples: for "synthetic"; default 32 pixels, 10 classes, 320 examples.
 
     Raises:
@@ -76,7 +81,8 @@ def open_source(
         ValueError: an unknown split, an option of another source, a folder with another layout.
     """
     given = {"folder": folder, "image_size": image_size, "num_classes": num_classes, "examples": examples}
-    takes = {"folder": ("folder",), "synthetic": ("image_size", "num_classes", "examples")}.get(name, ())
+    given["hold_out"] = hold_out
+    takes = {"folder": ("folder", "hold_out"), "synthetic": ("image_size", "num_classes", "examples")}.get(name, ())
     for option, value in given.items():
         if value is not None and option not in takes:
             raise ValueError(f"{option}={value!r} is not an option of the data source {name!r}: leave it out")
@@ -85,8 +91,12 @@ def open_source(
     if name == "folder":
         if folder is None:
             raise ValueError("the data source 'folder' needs folder=PATH, a folder with train/<class>/*.jpg in it")
-        return FolderSource(folder, split)
+        return FolderSource(folder, split, hold_out is not False)
     root = data_root(data_dir)
+    if "://" in (address := os.fspath(data_dir or os.environ.get("TFDS_DATA_DIR") or "")):
+        raise ValueError(
+            f"the data folder {address}: ArrayRecord reads no buckets; mount it (gcsfuse), or copy the set"
+        )
     if name == "digits":
         from flatten_jax.data import digits  # imports tensorflow_datasets, which is slow
 
@@ -170,6 +180,8 @@ def open_tfds(name: str, root: Path):
     if not folder.is_dir():
         hint = f" ({root} is itself {dataset}: pass the folder around it)" if root.name == dataset else ""
         missing = folder if root.is_dir() else root
+        close = difflib.get_close_matches(name.lower(), KNOWN, n=1)
+        hint += f"; did you mean {close[0]!r}?" if close and close[0] != name else ""
         raise FileNotFoundError(f"no data set {name}: {missing} does not exist{hint}. Prepare it with: {command}")
     versions = prepared_versions(name, root)
     if not versions:
@@ -224,18 +236,27 @@ def _damaged(name: str, folder: str | os.PathLike, state: str, root: Path) -> st
 class FolderSource(Source):
     """`<folder>/<split>/<class>/*.jpg`. Labels are the positions of the class folders in sorted order.
 
-    Examples are ordered by class, then by file name, so that they are the same on every machine.
+    Examples are ordered by class, then by file name, so that they are the same on every machine. A folder of class
+    folders alone is all "train". Where there is nothing to evaluate on, a tenth of every class is held out.
+
+    Attributes:
+        note: what was done about a missing evaluation folder, for people; or "".
     """
 
-    def __init__(self, folder: str | os.PathLike, split: str):
+    def __init__(self, folder: str | os.PathLike, split: str, hold_out: bool = True):
         root = Path(folder).expanduser()
         layout = f"expected {root}/train/<class>/*.jpg and {root}/val/<class>/*.jpg (or test)"
         if not root.is_dir():
-            raise FileNotFoundError(f"the image folder {root} does not exist; {layout}")
+            state = "is a file" if root.exists() else "does not exist"
+            raise FileNotFoundError(f"the image folder {root} {state}; {layout}")
         evaluation = _evaluation_folder(root, split)
-        if split != "train" and evaluation is None:
-            raise FileNotFoundError(f"{root} has no folder for {split=}; {layout}")
-        self._folder = os.fspath(root / "train" if split == "train" else evaluation)
+        train = root / "train"
+        if not train.is_dir() and evaluation is None and _class_folders(root):
+            train = root
+        held_out = hold_out and evaluation is None and split in ("train", "eval")
+        if split != "train" and evaluation is None and not held_out:
+            raise FileNotFoundError(f"{root} has no folder for {split=}, but {list(_class_folders(root))}; {layout}")
+        self._folder = os.fspath(train if split == "train" or held_out else evaluation)
         if not os.path.isdir(self._folder):
             raise FileNotFoundError(f"the image folder {self._folder} does not exist; {layout}")
         self.class_names = _class_folders(self._folder)
@@ -243,16 +264,26 @@ class FolderSource(Source):
             loose = next((entry.name for entry in os.scandir(self._folder) if entry.is_file()), None)
             state = f"has files such as {loose} but no class folders" if loose else "is empty"
             raise ValueError(f"the image folder {self._folder} {state}; {layout}")
-        if evaluation is not None and (root / "train").is_dir():
-            _check_same_classes(root / "train", evaluation)
-        files, labels = [], []
+        if evaluation is not None and train.is_dir():
+            _check_same_classes(train, evaluation)
+        files, labels, count = [], [], 0
         for label, class_name in enumerate(self.class_names):
             with os.scandir(os.path.join(self._folder, class_name)) as entries:
                 names = sorted(e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and e.is_file())
             if not names:
-                raise ValueError(f"{self._folder}/{class_name} holds no pictures ({', '.join(EXTENSIONS)})")
+                kinds = ", ".join(EXTENSIONS)
+                raise ValueError(f"{self._folder}/{class_name} holds no pictures ({kinds}); {layout}")
+            count += len(names)
+            if held_out:
+                aside = _held_out(names)
+                names = [name for name in names if (name in aside) == (split != "train")]
             files += names
             labels += [label] * len(names)
+        self.note = ""
+        if held_out and split != "train":
+            if not files:
+                raise ValueError(f"{root} has one picture of each class, and none to evaluate on; {layout}")
+            self.note = f"{root} has no val/ or test/: {len(files):,} of {count:,} pictures are held out of training"
         # Two arrays and not a million Python strings: a copy of the source goes to every worker process.
         self._files = np.array([os.fsencode(file) for file in files])
         self._labels = np.array(labels, np.int32)
@@ -261,15 +292,26 @@ class FolderSource(Source):
         return len(self._labels)
 
     def __getitem__(self, index: int) -> Example:
-        label = int(self._labels[index])
-        path = os.path.join(self._folder, self.class_names[label], os.fsdecode(self._files[index]))
+        path = self.path(index)
         with open(path, "rb") as file:
-            return Example(file.read(), label, path)
+            return Example(file.read(), int(self._labels[index]), path)
+
+    def path(self, index: int) -> str:
+        return os.path.join(self._folder, self.class_names[int(self._labels[index])], os.fsdecode(self._files[index]))
+
+
+def _held_out(names: list[str]) -> set[str]:
+    """A tenth of the pictures of a class, at least one if there are two: by a hash, so that new ones move few."""
+    count = min(len(names) - 1, max(1, len(names) // 10))
+    return set(sorted(names, key=lambda name: (zlib.crc32(os.fsencode(name)), name))[:count])
 
 
 def _evaluation_folder(root: Path, split: str) -> Path | None:
-    wanted = [split] if split not in ("train", "eval") else []
-    return next((root / name for name in [*wanted, *EVALUATION_FOLDERS] if (root / name).is_dir()), None)
+    """The folder of a split, of any usual name where the name is a usual one; None where there is none."""
+    if split in ("train", "eval", *EVALUATION_FOLDERS):
+        wanted = [split] if split in EVALUATION_FOLDERS else []
+        return next((root / name for name in [*wanted, *EVALUATION_FOLDERS] if (root / name).is_dir()), None)
+    return root / split if (root / split).is_dir() else None
 
 
 def _class_folders(folder: str | os.PathLike) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
+from flatten_jax.training.settings import SETTINGS, flat
+
 CLASSES_FILE = "classes.json"  # in a run's folder: the name of every class, by label
 MESSAGE_BYTES = 2**15  # room for a config in the one exchange before all others, whose size has to be agreed
 # What may differ between hosts, and what between a run and its resumption: none of it changes what is computed.
@@ -92,7 +94,7 @@ def check_same_everywhere(config: ml_collections.ConfigDict, facts: Mapping[str,
     """
     if jax.process_count() == 1:
         return
-    ours = {name: v for name, v in flatten(_plain(config)).items() if not name.startswith(_OF_A_HOST)} | dict(facts)
+    ours = {name: v for name, v in flat(_plain(config)).items() if not name.startswith(_OF_A_HOST)} | dict(facts)
     text = json.dumps(ours).encode()
     if len(text) > MESSAGE_BYTES:
         raise ValueError(f"the config takes {len(text)} bytes of JSON, more than {MESSAGE_BYTES=}")
@@ -110,6 +112,16 @@ def check_same_everywhere(config: ml_collections.ConfigDict, facts: Mapping[str,
         raise ValueError(f"the processes of this run do not agree:{''.join(lines)}\nStart all with the same command.")
 
 
+def refuse_if_taken(folder: Path, by: str, wait_seconds: float) -> None:
+    """ValueError in every process where the first one was told that another run has the folder."""
+    taken = bool(by)
+    if jax.process_count() > 1:
+        with waiting("the other processes to have read their data", wait_seconds):
+            taken = bool(multihost_utils.broadcast_one_to_all(np.array(taken)))
+    if taken:
+        raise ValueError(f"{folder} is in use by {by or 'another run'}: end that one first, or take another --workdir")
+
+
 def claim(folder: Path, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:
     """Save the config and the names of the classes with the run, or compare them with those that are there.
 
@@ -119,19 +131,22 @@ def claim(folder: Path, config: ml_collections.ConfigDict, class_names: Sequence
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
     ours = _plain(config)
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        flat = [flatten(tree) for tree in (theirs, ours)]
-        names = sorted(name for name in flat[0].keys() | flat[1].keys() if not name.startswith(_OF_A_SESSION))
-        changed = [n for n in names if flat[0].get(n) != flat[1].get(n)]
+    if path.exists() and _has_steps(folder):
+        theirs = _read(path)
+        before = {key: s.before for key, s in SETTINGS.items() if s.before is not None}
+        trees = [json.loads(json.dumps(before)) | flat(theirs), flat(ours)]
+        names = sorted(name for name in trees[0].keys() | trees[1].keys() if not name.startswith(_OF_A_SESSION))
+        changed = [n for n in names if trees[0].get(n) != trees[1].get(n)]
         if changed:
-            lines = "".join(f"\n  {n}: {flat[0].get(n)} there, {flat[1].get(n)} now" for n in changed)
+            lines = "".join(f"\n  {n}: {trees[0].get(n)} there, {trees[1].get(n)} now" for n in changed)
             raise ValueError(
                 f"{folder} holds a run of another config:{lines}\n"
-                "Take another --workdir (and --config.init_from to go on from its weights), or the old values."
+                "Take another --workdir (and --config.init_from to go on from its weights), or the old values: without "
+                "--config the run goes on with its own."
             )
     classes = folder / CLASSES_FILE
-    if classes.exists() and (known := json.loads(classes.read_text())) != list(class_names):
+    known = _read(classes) if classes.exists() and _has_steps(folder) else list(class_names)
+    if known != list(class_names):
         only = [sorted(set(a) - set(b))[:5] for a, b in ((known, class_names), (class_names, known))]
         raise ValueError(
             f"{folder} holds a run of other classes ({len(known)} there, {len(class_names)} in the data now): "
@@ -144,11 +159,17 @@ def claim(folder: Path, config: ml_collections.ConfigDict, class_names: Sequence
             temporary.replace(target)
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """{"train": {"epochs": 3}} -> {"train.epochs": 3}."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {k: v for name, sub in tree.items() for k, v in flatten(sub, f"{prefix}.{name}" if prefix else name).items()}
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): restore it, or take another --workdir") from error
+
+
+def _has_steps(folder: Path) -> bool:
+    """Whether a run got as far as anything that could be lost: a checkpoint, or a line of its metrics."""
+    metrics = folder / "metrics.jsonl"
+    return (metrics.exists() and metrics.stat().st_size > 0) or any((folder / "checkpoints").glob("[0-9]*"))
 
 
 def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -1,24 +1,30 @@
 """The training loop: batch, step, evaluate, save, always in this order, so that a resumed run is step-exact."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 
 from flatten_jax.training import agreement
 from flatten_jax.training.checkpoint import Checkpoints, load_weights
 from flatten_jax.training.evaluate import evaluate, make_eval_step
+from flatten_jax.training.lock import only_run_in
 from flatten_jax.training.metrics import Meter, MetricsWriter, Progress, TrainingDiverged
 from flatten_jax.training.preemption import Preempted, Preemption
+from flatten_jax.training.run_config import find_config
 from flatten_jax.training.setup import Run
-from flatten_jax.training.sharding import by_size, bytes_per_device, describe_mesh
+from flatten_jax.training.sharding import by_size, bytes_per_device, describe_mesh, to_host
 from flatten_jax.training.step import TrainState, abstract_state, init_state, make_train_step
 from flatten_jax.training.tasks import Variables
 
-__all__ = ["Preempted", "TrainingDiverged", "evaluate_checkpoint", "train"]
+__all__ = ["Preempted", "TrainingDiverged", "check", "evaluate_checkpoint", "train"]
+
+CHECKED_STEPS = 3  # of `check`: the first ones take longer
 
 
 def train(run: Run, workdir: str, *, wait_seconds: float = 300) -> None:
@@ -31,9 +37,17 @@ def train(run: Run, workdir: str, *, wait_seconds: float = 300) -> None:
 
     Raises:
         Preempted: on SIGTERM or SIGINT, with a checkpoint of the step reached.
+        ValueError: another process trains in `workdir`, or did so with another config.
         TrainingDiverged: the checkpoints before it stay.
     """
-    folder, config, total = Path(workdir), run.config, run.total_steps
+    folder = Path(workdir)
+    with only_run_in(folder) if agreement.is_first() else contextlib.nullcontext("") as other:
+        agreement.refuse_if_taken(folder, other, wait_seconds)
+        _train(run, folder, wait_seconds)
+
+
+def _train(run: Run, folder: Path, wait_seconds: float) -> None:
+    config, total = run.config, run.total_steps
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep, metric=f"eval/{run.task.best}")
     facts = {"steps": total, "evaluation batches": run.num_eval_batches, "checkpoints seen": checkpoints.steps()}
     agreement.check_same_everywhere(config, facts, wait_seconds)
@@ -51,7 +65,8 @@ def train(run: Run, workdir: str, *, wait_seconds: float = 300) -> None:
         preemption = stack.enter_context(Preemption(run.mesh))
         stack.callback(checkpoints.close)
         state, origin = preemption.interruptible(lambda: _start(run, checkpoints, newest))
-        preemption.defer()
+        if jax.process_count() > 1:  # they end together, after compiling; one alone has nothing to save before a step
+            preemption.defer()
         writer = stack.enter_context(contextlib.closing(MetricsWriter(folder, start)))
         progress = stack.enter_context(contextlib.closing(Progress(start, total)))
         meter = Meter(config.train.batch_size, config.train.skip_nonfinite_steps)
@@ -59,6 +74,7 @@ def train(run: Run, workdir: str, *, wait_seconds: float = 300) -> None:
         _describe(run, state, origin)
         try:
             train_step, eval_step = preemption.interruptible(lambda: _compile(run, state))
+            preemption.defer()
 
             def evaluated(step: int, state: TrainState) -> dict[str, float]:
                 result = _evaluate(run, eval_step, state.variables, state.averaged, preemption.watch)
@@ -111,23 +127,72 @@ def evaluate_checkpoint(run: Run, path: str) -> dict[str, float]:
     return result
 
 
-def _start(run: Run, checkpoints: Checkpoints, step: int | None) -> tuple[TrainState, str]:
-    """The state to go on from, and where it is from: a checkpoint of the run, other weights, or the seed."""
+def check(run: Run) -> None:
+    """Everything of a run but the training: its data, its first weights, both compiled steps, some of each, in time.
+
+    Nothing is written.
+    """
+    with Preemption(run.mesh) as preemption:
+        state, origin = preemption.interruptible(lambda: _first_state(run))
+        _describe(run, state, origin)
+        train_step, eval_step = preemption.interruptible(lambda: _compile(run, state))
+        variables = jax.tree.map(jnp.copy, state.variables)  # the state's own are given away to the first step
+        reading, computing = [], []
+        with contextlib.closing(run.train_batches(0)) as batches:
+            for _ in range(min(CHECKED_STEPS, run.total_steps)):
+                began = time.monotonic()
+                batch, _ = next(batches)
+                reading.append(time.monotonic() - began)
+                state, metrics = train_step(state, batch)
+                losses = to_host(metrics)
+                computing.append(time.monotonic() - began - reading[-1])
+                if not all(map(math.isfinite, map(float, losses.values()))):
+                    raise TrainingDiverged(f"a first step is not finite: {losses}")
+        began = time.monotonic()
+        with contextlib.closing(run.eval_batches()) as batches:
+            to_host(eval_step(run.task.zero_sums(), variables, next(batches)))
+        evaluation = (time.monotonic() - began) * run.num_eval_batches
+    step = max(computing[-1], reading[-1])
+    evaluations = -(-run.total_steps // run.in_steps(run.config.eval.every_epochs))
+    memory = run.mesh.devices.flat[0].memory_stats() or {}
+    peak = f"; at most {memory['peak_bytes_in_use'] / 2**20:,.0f} MiB a device" if "peak_bytes_in_use" in memory else ""
+    _say(
+        f"a batch is read in {reading[0]:.2f} s, a step takes {step:.3f} s ({run.config.train.batch_size / step:.0f} "
+        f"images/s, of {len(computing)} steps the last), an evaluation {evaluation:.1f} s{peak}\n"
+        f"the run of {run.total_steps:,} steps and {evaluations} evaluations will take about "
+        f"{_duration(run.total_steps * step + evaluations * evaluation)}; nothing was written"
+    )
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(-(-seconds // 60), 60)
+    return f"{hours:,.0f} h {minutes:.0f} min" if hours else f"{minutes:.0f} min"
+
+
+def _first_state(run: Run) -> tuple[TrainState, str]:
+    """The state that a run starts from, and where it is from: other weights, or the seed."""
     config = run.config
-    if step is not None:
-        saved, here = checkpoints.position(step), run.position(step)
-        if saved != here:
-            raise ValueError(
-                f"{checkpoints.folder / str(step)} stands at {saved} in the data, this run would at {here}"
-            )
-        before, now = checkpoints.devices(step), describe_mesh(run.mesh)
-        moved = f", which was saved on {before}, now on {now}" if before != now else ""
-        state = checkpoints.restore(step, abstract_state(run.training))
-        return state, f"resuming at step {step} of {checkpoints.folder}{moved}"
     if config.init_from:
-        variables, said = load_weights(config.init_from, run.model, new_head=config.init_new_head)
+        try:
+            variables, said = load_weights(config.init_from, run.model, new_head=config.init_new_head)
+        except ValueError as error:
+            hint = "\nWithout --config the config of that run is taken." if find_config(config.init_from) else ""
+            raise ValueError(f"{error}{hint}") from error
         return init_state(run.training, variables), f"fine-tuning: {said}"
     return init_state(run.training), f"starting from seed {config.seed}"
+
+
+def _start(run: Run, checkpoints: Checkpoints, step: int | None) -> tuple[TrainState, str]:
+    """The state to go on from, and where it is from: a checkpoint of the run, other weights, or the seed."""
+    if step is None:
+        return _first_state(run)
+    saved, here = checkpoints.position(step), run.position(step)
+    if saved != here:
+        raise ValueError(f"{checkpoints.folder / str(step)} stands at {saved} in the data, this run would at {here}")
+    before, now = checkpoints.devices(step), describe_mesh(run.mesh)
+    moved = f", which was saved on {before}, now on {now}" if before != now else ""
+    state = checkpoints.restore(step, abstract_state(run.training))
+    return state, f"resuming at step {step} of {checkpoints.folder}{moved}"
 
 
 def _compile(run: Run, state: TrainState) -> tuple[Callable, Callable]:
@@ -185,13 +250,18 @@ def _describe(run: Run, state: TrainState, origin: str) -> None:
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     _say(
         f"{config.model.name}: {parameters:,} parameters, {run.model.image_size[0]} x {run.model.image_size[1]} px, "
-        f"{config.model.dtype}; {len(run.train_source):,} training and {len(run.eval_source):,} test images\n"
+        f"{config.model.dtype}; {len(run.train_source):,} training and {len(run.eval_source):,} test images of "
+        f"{run.model.num_classes:,} classes\n"
         f"{run.total_steps:,} steps of {config.train.batch_size} images, {run.steps_per_epoch:,} an epoch\n"
         f"{describe_mesh(run.mesh)}, {run.mesh.devices.flat[0].device_kind}: "
         f"{config.train.batch_size // run.mesh.size} images and {bytes_per_device(state) / 2**20:,.1f} MiB of state "
         f"each\n"
         f"{origin}; the first step compiles, which takes a while"
     )
+    for note in run.notes():
+        _say(f"note: {note}")
+    if run.mesh.devices.flat[0].platform != "cpu" and config.model.dtype == "float32":
+        _say("note: computing in float32; --config.model.dtype=bfloat16 is faster here and takes less memory")
 
 
 def _results(run: Run, checkpoints: Checkpoints, folder: Path) -> str:

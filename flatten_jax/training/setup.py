@@ -10,13 +10,16 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from flatten_jax.data import augment, pipeline, sources
+from flatten_jax.data import augment, check, pipeline, sources
 from flatten_jax.models import create_model
+from flatten_jax.training import settings
 from flatten_jax.training.optimizer import make_optimizer, make_schedule
 from flatten_jax.training.preprocess import Mixing
 from flatten_jax.training.sharding import check_divisible, make_mesh, put_batch
 from flatten_jax.training.step import Training
 from flatten_jax.training.tasks import Batch, Classify
+
+WORTH_SAYING = 0.05  # the share of an epoch that may be left out without a word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Run:
         batches = pipeline.eval_batches(
             self.eval_source,
             augment.eval_transform(self.model.image_size, config.eval.resize_ratio, config.eval.resize),
-            batch_size=config.eval.batch_size,
+            batch_size=self.eval_batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             workers=config.data.workers,
@@ -87,12 +90,36 @@ class Run:
         """What batches of training and of evaluation look like, for compiling before there is one."""
         return (
             self.task.abstract_batch(self.config.train.batch_size, self.mesh),
-            self.task.abstract_batch(self.config.eval.batch_size, self.mesh, masked=True),
+            self.task.abstract_batch(self.eval_batch_size, self.mesh, masked=True),
         )
 
     @property
+    def eval_batch_size(self) -> int:
+        """At most what the evaluation set fills."""
+        fills = -(-len(self.eval_source) // self.mesh.size) * self.mesh.size
+        return min(self.config.eval.batch_size, fills)
+
+    @property
     def num_eval_batches(self) -> int:
-        return -(-len(self.eval_source) // self.config.eval.batch_size)
+        return -(-len(self.eval_source) // self.eval_batch_size)
+
+    def notes(self) -> list[str]:
+        """What a user may not expect: how batches and the sets go together."""
+        size, batch = len(self.train_source), self.config.train.batch_size
+        left, said = size - self.steps_per_epoch * batch, [getattr(self.eval_source, "note", "")]
+        if left > WORTH_SAYING * size:
+            smaller = range(batch, 0, -self.mesh.size)
+            fitting = next((b for b in smaller if size % b <= WORTH_SAYING * size), self.mesh.size)
+            said.append(
+                f"an epoch, {self.steps_per_epoch:,} steps, leaves out {left:,} of {size:,} pictures, others each "
+                f"time; --config.train.batch_size={fitting} leaves out {size % fitting:,}"
+            )
+        if self.eval_batch_size < self.config.eval.batch_size:
+            said.append(
+                f"the evaluation set fits into one batch of {self.eval_batch_size}, below "
+                f"eval.batch_size={self.config.eval.batch_size}"
+            )
+        return [note for note in said if note]
 
     def position(self, step: int) -> dict[str, Any]:
         """Where in the data a step stands, and what that depends on."""
@@ -115,6 +142,7 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     Raises:
         ValueError, FileNotFoundError: with what is wrong and the way out.
     """
+    config = settings.checked(config)
     mesh = make_mesh(fsdp=config.mesh.fsdp)
     train, model = config.train, model_of(config)
     check_divisible(mesh, **{"train.batch_size": train.batch_size, "eval.batch_size": config.eval.batch_size})
@@ -123,27 +151,60 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
             f"train.batch_size={train.batch_size} is not divisible by train.accumulation={train.accumulation} "
             f"times {mesh.size} devices: every part of a batch needs a whole number of images on every device"
         )
-    train_source, eval_source = (_open(config, model, split) for split in ("train", "eval"))
+    train_source, eval_source = (open_source(config, split) for split in ("train", "eval"))
+    if not config.model.num_classes:
+        config.model.num_classes = len(train_source.class_names)
+        model = model.clone(num_classes=config.model.num_classes)
     for source, split in ((train_source, "train"), (eval_source, "evaluation")):
         if len(source.class_names) != model.num_classes:
             raise ValueError(
                 f"the {split} data has {len(source.class_names)} classes and model.num_classes={model.num_classes}: "
                 f"use --config.model.num_classes={len(source.class_names)}"
             )
-    steps_per_epoch = pipeline.steps_per_epoch(len(train_source), train.batch_size)
+    size = len(train_source)
+    if size < train.batch_size:
+        fitting = max(size // 2 // mesh.size, 1) * mesh.size
+        raise ValueError(
+            f"train.batch_size={train.batch_size} gives no whole batch out of num_examples={size}: "
+            f"make it smaller, such as --config.train.batch_size={fitting}"
+        )
+    steps_per_epoch = pipeline.steps_per_epoch(size, train.batch_size)
+    for source in (eval_source, *([train_source] if config.data.on_corrupt == "fail" else [])):
+        check.glance(source)
     return Run(
         config=config,
         training=training_of(config, model, mesh, steps_per_epoch),
         train_source=train_source,
         eval_source=eval_source,
         steps_per_epoch=steps_per_epoch,
-        total_steps=(train.epochs + train.cooldown_epochs) * steps_per_epoch,
+        total_steps=max(1, round((train.epochs + train.cooldown_epochs) * steps_per_epoch)),
     )
 
 
 def model_of(config: ml_collections.ConfigDict) -> nn.Module:
-    """The model of a config, whose options that are None are left to the model."""
-    return create_model(**{option: value for option, value in config.model.items() if value is not None})
+    """The model of a config, whose options that are None are left to the model.
+
+    Raises:
+        ValueError: an option that does not fit, also where the model itself has no words for it.
+    """
+    options = {option: value for option, value in config.model.items() if value is not None}
+    try:
+        return create_model(**options)
+    except ValueError:
+        raise
+    except Exception as error:  # of a trace with sizes that nobody has thought of
+        said, name = f"{type(error).__name__}: {error}", options["name"]
+        culprits = [option for option in options if option != "name" and _builds({**options, option: None})]
+        given = ", ".join(f"model.{option}={options[option]!r}" for option in culprits or options.keys() - {"name"})
+        raise ValueError(f"{given} does not fit {name} ({said}); `flatten-jax config` says what it takes") from error
+
+
+def _builds(options: dict[str, Any]) -> bool:
+    try:
+        create_model(**{option: value for option, value in options.items() if value is not None})
+    except Exception:
+        return False
+    return True
 
 
 def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh, steps_per_epoch: int) -> Training:
@@ -152,11 +213,11 @@ def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh,
     schedule = make_schedule(
         config.optimizer,
         batch_size=train.batch_size,
-        warmup_steps=train.warmup_epochs * steps_per_epoch,
-        total_steps=train.epochs * steps_per_epoch,
+        warmup_steps=round(train.warmup_epochs * steps_per_epoch),
+        total_steps=max(1, round(train.epochs * steps_per_epoch)),
     )
     mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob)
-    mean, std = (_of_channels(config.data, option) for option in ("mean", "std"))
+    mean, std = (tuple(map(float, config.data[option])) for option in ("mean", "std"))
     return Training(
         task=Classify(model, augment.label_smoothing, augment.erase_prob, mixing, mean, std),
         optimizer=make_optimizer(config.optimizer, schedule, model.no_weight_decay),
@@ -169,17 +230,12 @@ def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh,
     )
 
 
-def _of_channels(data: ml_collections.ConfigDict, option: str) -> tuple[float, ...]:
-    values = tuple(map(float, data[option]))
-    if len(values) != 3 or (option == "std" and min(values) <= 0):
-        raise ValueError(f"data.{option}={values} has to be three numbers{' above 0' * (option == 'std')}, for RGB")
-    return values
-
-
-def _open(config: ml_collections.ConfigDict, model: nn.Module, split: str) -> sources.Source:
-    data, options = config.data, {}
+def open_source(config: ml_collections.ConfigDict, split: str) -> sources.Source:
+    """The data of a config to train on ("train"), or to evaluate on ("eval")."""
+    data, model, options = config.data, config.model, {}
     if data.name == "synthetic":
         options = {"image_size": model.image_size, "num_classes": model.num_classes, "examples": data.examples}
     elif data.name == "folder":
-        options = {"folder": data.folder or None}
+        # Where a set is named to evaluate on, nothing is held out of the one that is trained on.
+        options = {"folder": data.folder or None, "hold_out": (data.train_split, data.eval_split) == ("train", "eval")}
     return sources.open_source(data.name, data[f"{split}_split"], data_dir=data.data_dir or None, **options)

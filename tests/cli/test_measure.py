@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flatten_jax.cli import measure
+from flatten_jax.cli.config_file import read_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ def test_plan_compiles_the_real_step_for_virtual_devices():
 def test_overrides_of_a_config_are_read_and_a_typo_is_refused(monkeypatch):
     monkeypatch.chdir(ROOT)
     overrides = ["--config.model.depth=1", "--config.model.attn_type=linear"]
-    config = measure._load_config("configs/published.py:flatten_deit_t,smoke", overrides)
+    config = read_config("configs/published.py:flatten_deit_t,smoke", overrides)
     assert (config.model.depth, config.model.attn_type, config.train.batch_size) == (1, "linear", 16)
-    with pytest.raises(ValueError, match=r'in an override.*Did you mean "depth"'):
-        measure._load_config("configs/flatten_deit_t.py:smoke", ["--config.model.dept=1"])
+    with pytest.raises(ValueError, match=r"is not a setting; did you mean 'model\.depth'"):
+        read_config("configs/flatten_deit_t.py:smoke", ["--config.model.dept=1"])

@@ -221,7 +221,9 @@ def test_other_files_are_not_pictures(image_folder):
     [
         (lambda root: remove(root), "train", FileNotFoundError, "images does not exist"),
         (lambda root: remove(root / "train"), "train", FileNotFoundError, "images/train does not exist"),
-        (lambda root: remove(root / "test"), "eval", FileNotFoundError, "no folder for split='eval'"),
+        (lambda root: remove(root / "test"), "val", FileNotFoundError, r"no folder for split='val', but \['train'\]"),
+        (lambda root: None, "vall", FileNotFoundError, r"no folder for split='vall', but \['test', 'train'\]"),
+        (lambda root: None, "trian", FileNotFoundError, "no folder for split='trian'"),
         (lambda root: remove(root / "test/bee"), "train", ValueError, r"differ: only in train: \['bee'\]"),
         (lambda root: (root / "test/cat").mkdir(), "eval", ValueError, r"only in test: \['cat'\]"),
         (lambda root: empty(root / "train/bee"), "train", ValueError, "train/bee holds no pictures"),
@@ -231,6 +233,50 @@ def test_a_folder_of_another_layout_is_refused(image_folder, damage, split, erro
     damage(image_folder)
     with pytest.raises(error, match=said):
         open_source("folder", split, folder=image_folder)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_where_there_is_nothing_to_evaluate_on_a_part_of_every_class_is_held_out(image_folder, picture, wrapped):
+    """Of PATH/train/<class>, and of PATH/<class>."""
+    remove(image_folder / "test")
+    for i in range(26):
+        (image_folder / f"train/ant/{i}.jpg").write_bytes(picture(i))
+    whole = {
+        source[i].name
+        for source in [open_source("folder", "train", folder=image_folder, hold_out=False)]
+        for i in range(33)
+    }
+    root = image_folder if wrapped else image_folder / "train"
+    train, held_out = (open_source("folder", split, folder=root) for split in ("train", "eval"))
+    assert train.class_names == held_out.class_names == ("ant", "bee")
+    names = [{source[i].name for i in range(len(source))} for source in (train, held_out)]
+    assert (names[0] | names[1], names[0] & names[1]) == (whole, set())
+    assert [held_out[i].label for i in range(len(held_out))] == [0, 0, 0, 1]
+    assert held_out.note == f"{root} has no val/ or test/: 4 of 33 pictures are held out of training"
+    again = open_source("folder", "eval", folder=root)
+    assert [again[i].name for i in range(4)] == [held_out[i].name for i in range(4)]
+    (root / "train" if wrapped else root).joinpath("bee", "new.jpg").write_bytes(picture(99))
+    again = open_source("folder", "eval", folder=root)
+    assert names[1] >= {again[i].name for i in range(3)}, "a new picture does not move the others"
+
+
+def test_one_picture_a_class_cannot_be_shared(tmp_path, picture):
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "a.jpg").write_bytes(picture(0))
+    assert len(open_source("folder", "train", folder=tmp_path)) == 1
+    with pytest.raises(ValueError, match="one picture of each class, and none to evaluate on"):
+        open_source("folder", "eval", folder=tmp_path)
+
+
+def test_a_bucket_is_refused_before_anything_waits_for_it():
+    with pytest.raises(ValueError, match="gs://bucket/data: ArrayRecord reads no buckets"):
+        open_source("imagenet2012", "train", data_dir="gs://bucket/data")
+
+
+def test_a_name_that_is_nearly_one_is_asked_about(tmp_path):
+    for name, meant in (("imagenet", "imagenet2012"), ("Folder", "folder")):
+        with pytest.raises(FileNotFoundError, match=f"did you mean '{meant}'"):
+            open_source(name, "train", data_dir=tmp_path)
 
 
 def test_pictures_straight_in_train_are_refused(tmp_path):

@@ -1,0 +1,89 @@
+"""Pictures that cannot be decoded, found before a run meets them: all of a set, or those whose file ends look wrong."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from tqdm import tqdm
+
+from flatten_jax.data.augment import CorruptImageError, decode
+from flatten_jax.data.sources import FolderSource, Source
+from flatten_jax.runtime import cores
+
+GLANCED_AT = 50_000  # pictures of a set, evenly spread: some seconds on a local disk
+LISTED = 5
+READERS = 16  # threads that wait for a disk
+TAIL = 4096  # bytes, because some programs write something behind the end of a picture
+# How files begin, and what is near their end if they are whole.
+_ENDS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND", b"RIFF": b"", b"BM": b""}
+
+
+def check_pictures(source: Source, progress: str = "") -> list[str]:
+    """What is wrong with each picture of a set that cannot be decoded; reads and decodes all.
+
+    Args:
+        progress: shows a bar of this name.
+    """
+
+    def fault(index: int) -> str | None:
+        try:
+            example = source[index]
+            decode(example.image, example.name)
+        except (CorruptImageError, OSError) as error:
+            return str(error)
+        return None
+
+    indices: Iterable[int] = tqdm(range(len(source)), desc=progress, unit="picture", disable=not progress)
+    return list(_each(fault, indices, cores()))
+
+
+def glance(source: Source) -> None:
+    """Look at the first and last bytes of a folder's pictures, and decode those that look wrong.
+
+    Raises:
+        ValueError: some cannot be decoded; names them.
+    """
+    if not isinstance(source, FolderSource):
+        return
+    count = min(len(source), GLANCED_AT)
+
+    def fault(index: int) -> str | None:
+        path = source.path(index)
+        try:
+            if not _looks_whole(path):
+                decode(source[index].image, path)
+        except (CorruptImageError, OSError) as error:
+            return str(error)
+        return None
+
+    faults = list(_each(fault, np.linspace(0, len(source) - 1, count).astype(int).tolist(), READERS))
+    if faults:
+        more = f"\n  and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+        listed = "".join(f"\n  {fault}" for fault in faults[:LISTED])
+        raise ValueError(
+            f"{len(faults)} of {count:,} pictures cannot be read:{listed}{more}\n`flatten-jax check-data` lists all"
+        )
+
+
+def _each(fault: Callable[[int], str | None], indices: Iterable[int], threads: int) -> Iterator[str]:
+    with ThreadPoolExecutor(threads) as pool:
+        # Not all at once: a queue of a million would be filled before the first answer is looked at.
+        block: list[int] = []
+        for index in indices:
+            block.append(index)
+            if len(block) == 64 * threads:
+                yield from filter(None, pool.map(fault, block))
+                block = []
+        yield from filter(None, pool.map(fault, block))
+
+
+def _looks_whole(path: str) -> bool:
+    with open(path, "rb") as file:
+        start = file.read(16)
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+        end = file.read()
+    kind = next((kind for kind in _ENDS if start.startswith(kind)), None)
+    if kind == b"RIFF":  # its length is in its header
+        return int.from_bytes(start[4:8], "little") + 8 <= os.path.getsize(path)
+    return kind is not None and _ENDS[kind] in end

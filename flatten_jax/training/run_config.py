@@ -1,0 +1,70 @@
+"""The model's part of a config, and the config that a run was started with: a config file itself, FILE:RUN."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from flatten_jax.attention import attention_options
+from flatten_jax.attention.table import ATTENTIONS
+from flatten_jax.models import model_options
+from flatten_jax.training.settings import SETTINGS
+
+
+def model_section(name: str) -> ml_collections.ConfigDict:
+    """Every option of a model and of all attentions, to be overridden by name; None leaves the model's own value."""
+    own = model_options(name)
+    of_attentions = {o: value for a in sorted(ATTENTIONS) for o, value in attention_options(a).items()}
+    config = ml_collections.ConfigDict({"name": name})
+    for option, default in {**of_attentions, **own}.items():
+        kind = str if option == "dtype" else type(default)
+        if option in of_attentions and kind is not bool:
+            kind = object  # any literal: one value, or a tuple of one for each stage
+        config[option] = config_dict.placeholder(kind)
+    config.image_size = own["image_size"]
+    return config
+
+
+def find_config(path: str | Path) -> Path | None:
+    """The config.json of a run, given its folder, its checkpoints or one of them, or the file itself; or None."""
+    path = Path(path).expanduser()
+    places = [path] if path.suffix == ".json" else [folder / "config.json" for folder in (path, *path.parents[:2])]
+    return next((place for place in places if place.is_file()), None)
+
+
+def get_config(path: str) -> ml_collections.ConfigDict:
+    """The config of the run in a folder, with today's options of its model besides those that it knew.
+
+    "PATH,anew" forgets where its own weights were from: the config for another run.
+    """
+    anew, path = path.endswith(",anew"), path.removesuffix(",anew")
+    file = find_config(path)
+    if file is None:
+        raise FileNotFoundError(f"{path} holds no config.json of a run")
+    try:
+        saved = json.loads(file.read_text())
+        config = ml_collections.ConfigDict({k: _of_json(v, k) for k, v in saved.items() if k != "model"})
+        for key, setting in SETTINGS.items():
+            section, _, word = key.rpartition(".")
+            if setting.before is not None and word not in config[section]:
+                with config.unlocked():
+                    config[section][word] = setting.before
+        config.model = model_section(saved["model"]["name"])
+        with config.model.unlocked():
+            config.model.update({k: _of_json(v, f"model.{k}") for k, v in saved["model"].items() if v is not None})
+    except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is not the config of a run ({type(error).__name__}: {error})") from error
+    if anew:
+        config.update(init_from="", init_new_head=False)
+    return config
+
+
+def _of_json(value: Any, key: str) -> Any:
+    """Lists are tuples, and a duration that was a whole number may now be a fraction."""
+    if isinstance(value, dict):
+        return {name: _of_json(entry, f"{key}.{name}") for name, entry in value.items()}
+    if isinstance(value, list):
+        return tuple(_of_json(entry, "") for entry in value)
+    return float(value) if key in SETTINGS and SETTINGS[key].kind is float and type(value) is int else value

@@ -1,0 +1,239 @@
+"""Every setting of a config: its type, its values and its meaning, and the check of all of them before anything starts.
+
+What a model takes besides is said by its own class (`flatten_jax.model_options`).
+"""
+
+import difflib
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from flatten_jax.data import rand_augment
+from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD
+
+DTYPES = {
+    "float32": ("fp32", "f32", "float", "full"),
+    "bfloat16": ("bf16",),
+    "float16": ("fp16", "f16", "half"),
+}
+
+
+class Setting(NamedTuple):
+    """What a setting may be.
+
+    Attributes:
+        kind: int, float, bool, str; tuple: (low, high) in ascending order; list: (red, green, blue).
+        values: of numbers an interval such as "[0, 1)", which each entry of a tuple has to be in; of text the words to
+            choose from, as "a | b". "": any.
+        meaning: one line.
+        before: the value that runs have which were started before there was the setting; None: it was always there.
+    """
+
+    kind: type
+    values: str
+    meaning: str
+    before: Any = None
+
+    @property
+    def allowed(self) -> str:
+        """In words: "a number in [0, 1)"."""
+        if self.kind is str:
+            return f"one of {self.values.replace(' | ', ', ')}" if self.values else "text"
+        noun = {int: "a whole number", float: "a number", bool: "True or False"}
+        noun |= {tuple: "(low, high), low <= high", list: "three numbers, (red, green, blue)"}
+        low, _, high = self.values[1:-1].partition(", ")
+        if high == "inf":
+            finite = " and finite" if self.kind is float else ""
+            return f"{noun[self.kind]}, {'at least' if self.values[0] == '[' else 'above'} {low}{finite}"
+        return (
+            f"{noun[self.kind]}{',' * (self.kind in (tuple, list))} in {self.values}"
+            if self.values
+            else noun[self.kind]
+        )
+
+    def takes(self, value: Any) -> bool:
+        if self.kind is str:
+            return isinstance(value, str) and (not self.values or value in self.values.split(" | "))
+        if self.kind is bool:
+            return isinstance(value, bool)
+        if self.kind is list:
+            return isinstance(value, tuple | list) and len(value) == 3 and all(map(self._has, value))
+        if self.kind is tuple:
+            numbers = isinstance(value, tuple | list) and len(value) == 2 and all(map(self._has, value))
+            return numbers and value[0] <= value[1]
+        return self._has(value)
+
+    def _has(self, value: Any) -> bool:
+        """Whether a number is in the interval."""
+        kinds = int if self.kind is int else int | float
+        if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
+            return False
+        low, high = map(float, self.values[1:-1].split(", "))
+        return (low < value or (low == value and self.values[0] == "[")) and (
+            value < high or (high == value and self.values[-1] == "]")
+        )
+
+
+SETTINGS: dict[str, Setting] = {
+    "seed": Setting(int, "[0, 4294967295]", "of the first parameters and of all that is drawn by chance"),
+    "init_from": Setting(str, "", "a run's folder, a checkpoint or a file of weights to fine-tune from; '': none"),
+    "init_new_head": Setting(bool, "", "make a new classifier instead of loading that of init_from"),
+    "model.name": Setting(str, "", "one of `flatten-jax models`"),
+    "model.num_classes": Setting(int, "[0, inf)", "what the data have; 0: take it from them"),
+    "model.drop_path": Setting(float, "[0, 1)", "stochastic-depth rate of the last block, growing from 0"),
+    "model.dtype": Setting(str, " | ".join(DTYPES), "of the computation; parameters are float32"),
+    "data.name": Setting(str, "", "folder, digits, synthetic, imagenet2012 or another name of TFDS"),
+    "data.data_dir": Setting(str, "", "of TFDS sets; '': $TFDS_DATA_DIR or ~/tensorflow_datasets"),
+    "data.folder": Setting(str, "", "of name=folder: holds train/<class>/*.jpg, and val/ or test/ likewise"),
+    "data.train_split": Setting(str, "", "trained on; of TFDS also a slice, train[:10%]"),
+    "data.eval_split": Setting(str, "", "evaluated on; eval: val, validation or test, whichever is there"),
+    "data.workers": Setting(int, "[0, inf)", "processes that decode and augment; 0: threads of this one"),
+    "data.on_corrupt": Setting(str, "fail | skip", "an unreadable training picture ends the run, or is replaced"),
+    "data.examples": Setting(int, "[0, inf)", "of name=synthetic: pictures to generate; 0: 320"),
+    "data.mean": Setting(list, "[0, 1]", "that pictures are normalised by, of values in [0, 1]", IMAGENET_MEAN),
+    "data.std": Setting(list, "(0, inf)", "standard deviation that pictures are normalised by", IMAGENET_STD),
+    "augment.repeats": Setting(int, "[1, inf)", "how often an epoch has a picture, each time augmented anew", 1),
+    "augment.scale": Setting(tuple, "(0, 1]", "share of the picture's area that a random crop takes"),
+    "augment.ratio": Setting(tuple, "(0, inf)", "width / height of the random crop"),
+    "augment.hflip": Setting(float, "[0, 1]", "probability of mirroring"),
+    "augment.rand_augment": Setting(str, "", "RandAugment as timm writes it, rand-m9-mstd0.5-inc1; '': none"),
+    "augment.erase_prob": Setting(float, "[0, 1]", "probability of erasing a box of the picture"),
+    "augment.mixup": Setting(float, "[0, inf)", "a of Beta(a, a), by which two pictures are blended; 0: none"),
+    "augment.cutmix": Setting(float, "[0, inf)", "a of Beta(a, a), by which a box of another is pasted; 0: none"),
+    "augment.mix_prob": Setting(float, "[0, 1]", "probability that a batch is mixed at all"),
+    "augment.switch_prob": Setting(float, "[0, 1]", "of cutmix rather than mixup, where there are both"),
+    "augment.label_smoothing": Setting(float, "[0, 1)", "share of the target that all classes have in common"),
+    "train.batch_size": Setting(int, "[1, inf)", "pictures of a step, over all devices"),
+    "train.accumulation": Setting(int, "[1, inf)", "parts of a batch that are computed one after the other"),
+    "train.epochs": Setting(float, "(0, inf)", "of training; a fraction of one is fine"),
+    "train.warmup_epochs": Setting(float, "[0, inf)", "of them, the first, while the learning rate rises"),
+    "train.cooldown_epochs": Setting(float, "[0, inf)", "after them, at the minimum learning rate"),
+    "train.ema_decay": Setting(float, "[0, 1)", "of the moving average of the parameters; 0: none"),
+    "train.skip_nonfinite_steps": Setting(int, "[0, inf)", "updates that may be not finite before the run stops"),
+    "optimizer.learning_rate": Setting(float, "[0, inf)", "peak, for a batch of 512; scaled to the batch"),
+    "optimizer.warmup_learning_rate": Setting(float, "[0, inf)", "where the warm-up starts, for a batch of 512"),
+    "optimizer.min_learning_rate": Setting(float, "[0, inf)", "where the cosine ends, for a batch of 512"),
+    "optimizer.weight_decay": Setting(float, "[0, inf)", "of AdamW, decoupled"),
+    "optimizer.clip_norm": Setting(float, "[0, inf)", "largest norm of a gradient; 0: any"),
+    "optimizer.b1": Setting(float, "[0, 1)", "AdamW's decay of the first moment"),
+    "optimizer.b2": Setting(float, "[0, 1)", "AdamW's decay of the second moment"),
+    "optimizer.eps": Setting(float, "(0, inf)", "AdamW's summand of the denominator"),
+    "eval.every_epochs": Setting(float, "(0, inf)", "how often, and at the end"),
+    "eval.batch_size": Setting(int, "[1, inf)", "pictures at a time, over all devices"),
+    "eval.resize_ratio": Setting(float, "[1, inf)", "a picture is resized to this times the model's, then cropped"),
+    "eval.resize": Setting(
+        str, "squash | short", "resize both sides to the square, or the shorter one, then crop", "squash"
+    ),
+    "checkpoint.every_epochs": Setting(float, "(0, inf)", "how often, and at the end"),
+    "checkpoint.keep": Setting(int, "[1, inf)", "how many of the newest; the best is kept besides"),
+    "mesh.fsdp": Setting(int, "[1, inf)", "devices that share one copy of the state; divides their number"),
+    "log_every_steps": Setting(int, "[1, inf)", "a line on the screen and in metrics.jsonl"),
+}
+# Sizes that a model of any family has one of, or a tuple of one for each stage.
+_SIZES = ("depth", "depths", "embed_dim", "embed_dims", "num_heads", "patch_size")
+
+
+def checked(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy of a config with every value as the program spells it ("bf16" is "bfloat16").
+
+    Raises:
+        ValueError: a line for each value that is not allowed, or does not fit another one; each names key and value.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        if "dtype" in config.model and isinstance(config.model.dtype, str):
+            config.model.dtype = dtype_name(config.model.dtype)
+        size = config.model.get("image_size")
+        if isinstance(size, tuple | list) and len(size) == 1 and type(size[0]) is int:
+            config.model.image_size = tuple(size) * 2  # --config.model.image_size=32
+    faults = list(_faults(config)) or list(_conflicts(config))
+    if len(faults) > 1:
+        raise ValueError(f"{len(faults)} settings of the config are wrong:" + "".join(f"\n  {f}" for f in faults))
+    if faults:
+        raise ValueError(faults[0])
+    return config
+
+
+def dtype_name(text: str) -> str:
+    """ "bf16", "half", "torch.float32", ... as NumPy calls it; what is no such name stays as it is."""
+    word = text.lower().rpartition(".")[2]
+    return next((name for name, others in DTYPES.items() if word in (name, *others)), text)
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{"train": {"epochs": 3}} -> {"train.epochs": 3}."""
+    if not isinstance(tree, dict | ml_collections.ConfigDict):
+        return {prefix: tree}
+    return {k: v for name in tree for k, v in flat(tree[name], f"{prefix}.{name}" if prefix else name).items()}
+
+
+def nearest(key: str, known: Any, prefix: str = "") -> str:
+    """ "; did you mean 'train.epochs'?", or nothing: by the whole key, or by its last word."""
+    by_word = {name.rpartition(".")[2]: name for name in known}
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    close = close or [by_word[w] for w in difflib.get_close_matches(key.rpartition(".")[2], by_word, n=1)]
+    return f"; did you mean {prefix + close[0]!r}?" if close else ""
+
+
+def refuse_bucket(name: str, path: str) -> None:
+    """ValueError where a path is an address, of which a local folder "gs:" would be made."""
+    if "://" in str(path) and not str(path).startswith("hf://"):
+        raise ValueError(f"{name}={path}: buckets are not read or written yet; mount it (gcsfuse), or use a local path")
+
+
+def _faults(config: ml_collections.ConfigDict) -> Iterator[str]:
+    """Values that are wrong by themselves."""
+    given = flat(config)
+    for key, setting in SETTINGS.items():
+        if key not in given:
+            if not key.startswith("model."):
+                yield f"the config has no {key}: start from one of configs/, such as configs/base.py"
+        elif not setting.takes(given[key]) and not (given[key] is None and key.startswith("model.")):
+            yield f"{key}={given[key]!r} must be {setting.allowed}"
+    for key in given:
+        if key not in SETTINGS and not key.startswith("model."):
+            yield f"{key}={given[key]!r} is not a setting{nearest(key, SETTINGS)}"
+    for option in _SIZES:
+        value = given.get(f"model.{option}")
+        entries = value if isinstance(value, tuple | list) else [value]
+        if value is not None and not all(type(entry) is int and entry >= 1 for entry in entries):
+            yield f"model.{option}={value!r} must be whole numbers, at least 1"
+    size = given.get("model.image_size")
+    sides = size if isinstance(size, tuple | list) else (size, size)
+    if size is not None and not (len(sides) == 2 and all(type(side) is int and side >= 1 for side in sides)):
+        yield f"model.image_size={size!r} must be a side, or (height, width), in pixels; there are always 3 channels"
+    try:
+        rand_augment.parse(given.get("augment.rand_augment") or "rand")
+    except (ValueError, AttributeError, TypeError) as error:
+        yield f"augment.{error}"
+    for key in ("init_from", "data.data_dir", "data.folder"):
+        try:
+            refuse_bucket(key, given.get(key, ""))
+        except ValueError as error:
+            yield str(error)
+
+
+def _conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
+    """Values that are right by themselves and do not fit together."""
+    train, rates, data = config.train, config.optimizer, config.data
+    if train.warmup_epochs > train.epochs:
+        yield (
+            f"train.warmup_epochs={train.warmup_epochs:g} is longer than the training, train.epochs={train.epochs:g}: "
+            "make it shorter, such as --config.train.warmup_epochs=0"
+        )
+    for key in ("warmup_learning_rate", "min_learning_rate"):
+        if rates[key] > rates.learning_rate and (key[0] == "m" or train.warmup_epochs):
+            yield (
+                f"optimizer.{key}={rates[key]:g} is above the peak, optimizer.learning_rate={rates.learning_rate:g}: "
+                "lower it too"
+            )
+    if config.model.get("features_only"):
+        yield "model.features_only=True gives maps, and what is trained are classes: leave it out"
+    if data.folder and data.name != "folder":
+        yield f"data.folder={data.folder!r} has no effect on data.name={data.name!r}: add --config.data.name=folder"
+    if data.name == "folder" and not data.folder:
+        yield "data.name='folder' needs --config.data.folder=PATH, a folder with train/<class>/*.jpg in it"
+    if config.init_new_head and not config.init_from:
+        yield "init_new_head=True has no effect without --config.init_from=PATH: add that, or init_new_head=False"
