@@ -12,6 +12,7 @@ from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.blocks import PatchEmbed, patch_grid
 from flatten_jax.models.published import Published
 from flatten_jax.ops.initializers import position_embedding
+from flatten_jax.ops.norm import LayerNorm
 
 
 class DeiT(Backbone):
@@ -22,6 +23,8 @@ class DeiT(Backbone):
         attn_type: one attention for all blocks, or one for each; options that are tuples have an entry for each block.
         patch_size, embed_dim, depth, num_heads, mlp_ratio: the architecture.
         class_token: classify by a learned token, which not every attention takes; otherwise by the mean of the tokens.
+        fc_norm: classify by the mean of the tokens, without a class token, normalised after pooling and not before, as
+            timm's mean-pooled ViTs do.
         out_indices: blocks, all of stride `patch_size`; by default the last of each quarter.
     """
 
@@ -33,6 +36,7 @@ class DeiT(Backbone):
     num_heads: int = 3
     mlp_ratio: float = 4.0
     class_token: bool = False
+    fc_norm: bool = False
 
     def level_info(self) -> list[dict[str, Any]]:
         return [
@@ -75,7 +79,13 @@ class DeiT(Backbone):
     def attn_entries(self) -> int:
         return self.depth
 
+    def final_norm(self, x: jax.Array) -> jax.Array:
+        return x if self.fc_norm else super().final_norm(x)
+
     def pool(self, x: jax.Array) -> jax.Array:
+        if self.fc_norm:
+            x = x[:, int(self.class_token) :].mean(axis=1)
+            return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="fc_norm")(x)
         return x[:, 0] if self.class_token else x.mean(axis=1)
 
     def as_map(self, x: jax.Array) -> jax.Array:
