@@ -30,12 +30,19 @@ def list_models(args: argparse.Namespace) -> None:
         said = models.PUBLISHED.get(name)
         sources = [] if said is None else [(said.paper, "paper"), (said.release, "release")]
         top1 = ", ".join(f"{accuracy} ({source})" for accuracy, source in sources if accuracy is not None) or "-"
-        extras = [x for x in (said.note, "weights published" if said.weights else "") if x] if said else []
+        extras = [x for x in (said.note, "weights published: see below" if said.weights else "") if x] if said else []
         billions = models.multiply_adds(model) / 1e9
         print(
             f"{name:22} {model.image_size[0]:5} {parameters:12,} {billions:7.3f}  {'; '.join([top1, *extras])}",
             flush=True,
         )
+    if linked := [name for name in names if name in models.PUBLISHED and models.PUBLISHED[name].weights]:
+        print(
+            f"\nPublished weights, of the FLatten release: download them in a browser, then\n"
+            f"flatten-jax predict --from {linked[0]}.pth PICTURES, or load_weights({linked[0] + '.pth'!r}, model)"
+        )
+        for name in linked:
+            print(f"{name:22} {models.PUBLISHED[name].weights}")
     print(
         "\nG: 10^9 multiply-adds of matrix products and convolutions, and 5 per LayerNorm element (the paper's rule).\n"
         "top-1: of ImageNet-1k in percent, as others published it; none of it was measured here."

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from flatten_jax.data import imagenet
 from flatten_jax.data.augment import RESIZE_RATIO
-from flatten_jax.models import create_model, dummy_images
+from flatten_jax.models import create_model, init
 from flatten_jax.trained import hub
 from flatten_jax.training import checkpoint
 from flatten_jax.training.agreement import CLASSES_FILE
@@ -140,7 +139,7 @@ def model_of_source(path: Path, **options: Any) -> nn.Module:
 def random_weights(name: str, **options: Any) -> Trained:
     """A model that has learned nothing, to try what is done with one."""
     model = create_model(name, **options)
-    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), dummy_images(model))
+    variables = init(model)
     return _named(Trained(model, variables, said=f"WARNING: {name} has RANDOM weights; its answers mean nothing"), name)
 
 
