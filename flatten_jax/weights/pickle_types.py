@@ -170,7 +170,8 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "builtins.set": lambda items=(): items,
     "builtins.frozenset": lambda items=(): items,
     **{f"builtins.{name}": _opaque(name) for name in ("slice", "complex", "range", "bytearray", "int", "long")},
-    **{f"builtins.{name}": _opaque(name) for name in ("float", "bool", "str", "bytes", "object")},
+    **{f"builtins.{name}": _opaque(name) for name in ("float", "bool", "str", "object")},
+    "builtins.bytes": lambda *args: Opaque("bytes") if args else b"",  # how protocol 2 writes none
     **{f"pathlib.{path}": _opaque("path") for path in ("PosixPath", "WindowsPath", "PurePosixPath")},
     **{f"pathlib._local.{path}": _opaque("path") for path in ("PosixPath", "WindowsPath", "PurePosixPath")},
     "_codecs.encode": _encode,
