@@ -94,7 +94,7 @@ def as_array(value: Any) -> np.ndarray:
 def not_finite(arrays: Mapping[str, np.ndarray], most: int = 8) -> str:
     """What is to be said of numbers that are none, or infinite: which entries have them. "" if there are none."""
     floating = {name: array for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)}
-    broken = [name for name, array in floating.items() if not np.isfinite(array).all()]
+    broken = [name for name, array in sorted(floating.items()) if not np.isfinite(array).all()]
     listed = ", ".join(broken[:most]) + (", ..." if len(broken) > most else "")
     return f"not-a-number or infinite values in {len(broken)} of {len(arrays)} entries: {listed}" if broken else ""
 
