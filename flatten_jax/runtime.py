@@ -7,6 +7,7 @@ import mmap
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -23,13 +24,21 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
     Args:
         platform: compiled for, such as "cpu" (default: JAX's default backend, which this starts).
     """
-    if (platform or jax.default_backend()) != "cpu":
-        return {}
+    return _accepted(_CPU_OPTIONS) if (platform or jax.default_backend()) == "cpu" else {}
+
+
+@functools.cache
+def unoptimised() -> dict[str, Any]:
+    """For jax.jit(..., compiler_options=...) of what runs once on a CPU: half the time to compile."""
+    return _accepted({"xla_backend_optimization_level": 0}) if jax.default_backend() == "cpu" else {}
+
+
+def _accepted(options: dict[str, Any]) -> dict[str, Any]:
     try:
-        jax.jit(lambda x: x, compiler_options=_CPU_OPTIONS).lower(0.0).compile()
+        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
     except jax.errors.JaxRuntimeError:  # another XLA, which has no such option
         return {}
-    return _CPU_OPTIONS
+    return options
 
 
 def cache_compilations() -> None:

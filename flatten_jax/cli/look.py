@@ -49,12 +49,26 @@ def list_models(args: argparse.Namespace) -> None:
             print(f"\n{family}: {inspect.getdoc(FAMILIES[family]).splitlines()[0]}")
         for name in names:
             print(_line(name, width, counted), flush=True)
+    if linked := [name for names in families.values() for name in names if _weights(name)]:
+        print(
+            "\nWeights that others published: download one in a browser, then\n"
+            f"flatten-jax predict --from {linked[0]}.pth PICTURES, or load_weights({linked[0] + '.pth'!r}, model)"
+        )
+        for name in linked:
+            print(f"{name:{width}} {_weights(name)}")
     print("\ntop-1: of ImageNet-1k in percent, as others published it; none of it was measured here.")
     print(
         "G: 10^9 multiply-adds of matrix products and convolutions, and 5 per LayerNorm element (the paper's rule)."
         if counted
         else "Parameters and multiply-adds too: flatten-jax models --family swin, flatten-jax models 'flatten_swin_*'"
     )
+
+
+def _weights(name: str) -> str | None:
+    """The address of published weights."""
+    from flatten_jax.models import PUBLISHED
+
+    return PUBLISHED[name].weights if name in PUBLISHED else None
 
 
 def _line(name: str, width: int, counted: bool) -> str:
@@ -71,7 +85,7 @@ def _line(name: str, width: int, counted: bool) -> str:
     said = models.PUBLISHED.get(name)
     sources = [] if said is None else [(said.paper, "paper"), (said.release, "release")]
     top1 = ", ".join(f"{accuracy} ({source})" for accuracy, source in sources if accuracy is not None) or "-"
-    extras = [x for x in (said.note, "weights published" if said.weights else "") if x] if said else []
+    extras = [x for x in (said.note, "weights published: see below" if said.weights else "") if x] if said else []
     return f"{name:{width}} {size:>7}{counts}  {'; '.join([top1, *extras])}"
 
 

@@ -16,6 +16,9 @@ def add_model_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num-classes", type=int, help="where it is not the model's own")
     command.add_argument("--image-size", type=int, nargs="+", metavar="PIXELS", help="side, or height and width")
     command.add_argument("--ema", action="store_true", help="take the moving average that the file holds")
+    command.add_argument(
+        "--key", help="where in the file the weights are, such as teacher or state_dict.backbone (default: looked for)"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace the target if it is there")
 
 
@@ -40,7 +43,7 @@ def load_trained(args: argparse.Namespace, best: bool = False) -> Any:
     """The model and weights of --from, see `flatten_jax.trained.load`."""
     from flatten_jax.trained import load
 
-    return load.load_trained(args.source, args.model, ema=args.ema, best=best, **model_options(args))
+    return load.load_trained(args.source, args.model, ema=args.ema, key=args.key, best=best, **model_options(args))
 
 
 def load_or_random(args: argparse.Namespace) -> Any:

@@ -25,7 +25,7 @@ def convert(args: argparse.Namespace) -> None:
 
     target = Path(args.target)
     file = target / "weights.safetensors" if args.to_orbax else target
-    options = dict(ema=args.ema, new_head=args.new_head, overwrite=args.overwrite, **model_options(args))
+    options = dict(ema=args.ema, key=args.key, new_head=args.new_head, overwrite=args.overwrite, **model_options(args))
     if args.new_attention:
         options |= dict(attn_type=args.new_attention, new_attention=True)
     print(files.convert_file(args.source, file, args.model, **options))
@@ -50,9 +50,9 @@ def add_export(commands: Any) -> None:
 def export(args: argparse.Namespace) -> None:
     from flatten_jax.weights import files
 
-    source: Any = Path(args.source)
+    source: Any = args.source
     model, options = args.model, model_options(args)
-    if args.stablehlo or source.is_dir():
+    if args.stablehlo or source.startswith("hf://") or Path(source).expanduser().is_dir():
         trained = load_trained(args)
         print(trained.said)
         model, source, options = trained.model, trained.variables, {}
@@ -63,7 +63,8 @@ def export(args: argparse.Namespace) -> None:
         print(f"written: {args.target}, {exported.in_avals[0]} -> {exported.out_avals[0]}, for any b")
         print(f"in JAX: jax.export.deserialize(bytearray(open({args.target!r}, 'rb').read())).call(normalised_images)")
         return
-    print(files.export_file(source, args.target, model, ema=args.ema, overwrite=args.overwrite, **options))
+    choice = dict(ema=args.ema, key=args.key) if source is args.source else {}
+    print(files.export_file(source, args.target, model, overwrite=args.overwrite, **choice, **options))
     print(f"written: {args.target}; in PyTorch: model.load_state_dict(safetensors.torch.load_file({args.target!r}))")
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from flatten_jax.data import jpeg, rand_augment
 
 RESIZE_RATIO = 256 / 224  # of the evaluation's resize over its crop, where a run's config does not say another
 RESIZE_MODES = ("squash", "short")  # of the evaluation; the first where nothing says another
+_WIDE = {"I": "integers of 32 bits", "F": "floating-point numbers"}
 CROP_ATTEMPTS = 10  # torchvision RandomResizedCrop.get_params
 REDUCTIONS = (8, 4, 2)  # libjpeg's scaled inverse transforms that are as fast as the whole one
 BICUBIC = ResizeAlg.convolution(FilterType.catmull_rom)  # which is what Pillow calls so
@@ -41,8 +42,8 @@ def decode(image: bytes | np.ndarray, name: str) -> Image.Image:
     """Decodes an image file to an RGB picture.
 
     The pixels are those of torchvision's `ImageFolder` (`Image.open(...).convert("RGB")`), with which the released
-    models were trained. The file's content decides about the format, not its name. Alpha is dropped, and an EXIF
-    orientation is not applied.
+    models were trained. The file's content decides about the format, not its name. Alpha is dropped, an EXIF
+    orientation is not applied, and of an animation the first picture is taken: docs/pictures.md has a table.
 
     Args:
         image: the bytes of a file in any format that PIL reads, or a uint8 array (height, width, 3).
@@ -64,12 +65,16 @@ def decode(image: bytes | np.ndarray, name: str) -> Image.Image:
         return Image.fromarray(pixels)
     try:
         with Image.open(io.BytesIO(image)) as file:
-            if file.mode.startswith("I;16"):
+            if file.mode.startswith("I;16") or (file.mode == "I" and file.format in ("PNG", "PPM")):
                 # PIL clips 16-bit gray at 255. The high byte is what it takes of 16-bit RGB.
                 return Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)).convert("RGB")
+            if file.mode in ("I", "F"):
+                raise ValueError(f"its pixels are {_WIDE[file.mode]}, of which nothing says what is white: save 8 bits")
             return file.convert("RGB")
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:
+        raise CorruptImageError(name, "not a picture in any format that Pillow reads") from error
     except Exception as error:  # PIL's readers raise OSError, SyntaxError, ValueError, struct.error, ... on bad bytes
         said = str(error).partition(" <_io.")[0]  # "cannot identify image file <_io.BytesIO object at 0x...>"
         raise CorruptImageError(name, f"{type(error).__name__}: {said}") from error

@@ -5,7 +5,9 @@ that reads them, because Grain's worker processes receive a copy.
 """
 
 import abc
+import collections
 import difflib
+import logging
 import math
 import os
 import re
@@ -15,11 +17,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 KNOWN = ("imagenet2012", "digits", "folder", "synthetic")  # those that the documents speak of
 EVALUATION_FOLDERS = ("val", "valid", "validation", "test")
+SLOW_SECONDS = 2  # after which the scan of a folder shows a bar, on a terminal
 NAME_FEATURES = ("file_name", "filename", "image/filename")
+
+
+log = logging.getLogger(__name__)
 
 
 class Example(NamedTuple):
@@ -237,7 +244,9 @@ class FolderSource(Source):
     """`<folder>/<split>/<class>/*.jpg`. Labels are the positions of the class folders in sorted order.
 
     Examples are ordered by class, then by file name, so that they are the same on every machine. A folder of class
-    folders alone is all "train". Where there is nothing to evaluate on, a tenth of every class is held out.
+    folders alone is all "train". Where there is nothing to evaluate on, a tenth of every class is held out. Classes and
+    pictures may be symbolic links. Hidden files, such as macOS's `._x.jpg`, and files of other kinds are left out: the
+    log says how many.
 
     Attributes:
         note: what was done about a missing evaluation folder, for people; or "".
@@ -266,10 +275,15 @@ class FolderSource(Source):
             raise ValueError(f"the image folder {self._folder} {state}; {layout}")
         if evaluation is not None and train.is_dir():
             _check_same_classes(train, evaluation)
-        files, labels, count = [], [], 0
-        for label, class_name in enumerate(self.class_names):
+        files, labels, count, left_out = [], [], 0, collections.Counter()
+        classes = tqdm(
+            self.class_names, f"looking through {self._folder}", unit=" classes", delay=SLOW_SECONDS, disable=None
+        )
+        for label, class_name in enumerate(classes):
             with os.scandir(os.path.join(self._folder, class_name)) as entries:
-                names = sorted(e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and e.is_file())
+                kinds = {entry.name: _left_out(entry) for entry in entries}
+            names = sorted(name for name, kind in kinds.items() if not kind)
+            left_out.update(kind for kind in kinds.values() if kind)
             if not names:
                 kinds = ", ".join(EXTENSIONS)
                 raise ValueError(f"{self._folder}/{class_name} holds no pictures ({kinds}); {layout}")
@@ -284,6 +298,9 @@ class FolderSource(Source):
             if not files:
                 raise ValueError(f"{root} has one picture of each class, and none to evaluate on; {layout}")
             self.note = f"{root} has no val/ or test/: {len(files):,} of {count:,} pictures are held out of training"
+        if left_out:
+            said = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left_out.items()))
+            log.warning("%s: left out as no pictures: %s", self._folder, said)
         # Two arrays and not a million Python strings: a copy of the source goes to every worker process.
         self._files = np.array([os.fsencode(file) for file in files])
         self._labels = np.array(labels, np.int32)
@@ -306,6 +323,18 @@ def _held_out(names: list[str]) -> set[str]:
     return set(sorted(names, key=lambda name: (zlib.crc32(os.fsencode(name)), name))[:count])
 
 
+def _left_out(entry: os.DirEntry) -> str:
+    """Why an entry of a class folder is no picture, for people; "" for a picture."""
+    ending = os.path.splitext(entry.name)[1].lower()
+    if entry.name.startswith("."):
+        return "hidden"
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        return "links to nothing"
+    if entry.is_dir():
+        return "folders"
+    return "" if ending in EXTENSIONS else f"*{ending}" if ending else "without an ending"
+
+
 def _evaluation_folder(root: Path, split: str) -> Path | None:
     """The folder of a split, of any usual name where the name is a usual one; None where there is none."""
     if split in ("train", "eval", *EVALUATION_FOLDERS):
@@ -316,7 +345,11 @@ def _evaluation_folder(root: Path, split: str) -> Path | None:
 
 def _class_folders(folder: str | os.PathLike) -> tuple[str, ...]:
     with os.scandir(folder) as entries:
-        return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    broken = [entry.path for entry in visible if entry.is_symlink() and not os.path.exists(entry.path)]
+    if broken:
+        raise FileNotFoundError(f"{broken[0]} is a link to {os.readlink(broken[0])}, which is not there")
+    return tuple(sorted(entry.name for entry in visible if entry.is_dir()))
 
 
 def _check_same_classes(train: Path, evaluation: Path) -> None:

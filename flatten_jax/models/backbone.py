@@ -12,6 +12,7 @@ import numpy as np
 from flatten_jax.attention.contract import Site
 from flatten_jax.attention.table import attention_class, of_stage, takes_bias
 from flatten_jax.models.blocks import Block, drop_path_rates
+from flatten_jax.models.images import check_images
 from flatten_jax.models.stack import rematerialised, run_blocks
 from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.norm import LayerNorm
@@ -214,11 +215,7 @@ class Backbone(nn.Module):
 
     @nn.compact
     def _forward(self, images: jax.Array, train: bool, output: str) -> jax.Array | list[jax.Array]:
-        if images.shape[1:3] != self.image_size:
-            raise ValueError(
-                f"images of {images.shape[1:3]} were given to a model of image_size={self.image_size}: resize them, or "
-                "make the model for them (create_model(..., image_size=...)) and load its weights again"
-            )
+        check_images(images, self.image_size)
         indices = self._indices()
         levels = self.levels(images, train, max(indices) + 1 if output == "maps" else len(self.level_info()))
         if output == "maps":

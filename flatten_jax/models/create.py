@@ -11,10 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flatten_jax import runtime
 from flatten_jax.attention import ATTENTIONS, attention_options
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.images import dummy_images
-from flatten_jax.models.registry import ALIASES, MODELS, Entry
+from flatten_jax.models.registry import ALIASES, MODELS, Entry, where_weights_are
 
 _NO_OPTIONS = {"attn_options", "parent", "name"}
 
@@ -75,6 +76,8 @@ def create_model(name: str, **options: Any) -> Backbone:
             an attention that does not fit the model.
     """
     entry = _lookup(name)
+    if options.pop("pretrained", False):
+        raise ValueError(f"pretrained: create_model gives no weights. {where_weights_are(ALIASES.get(name, name))}")
     fields = {f.name for f in dataclasses.fields(entry.family)} - _NO_OPTIONS
     of_attentions = {option: default for a in ATTENTIONS for option, default in attention_options(a).items()}
     for option in options:
@@ -115,6 +118,23 @@ def create_model(name: str, **options: Any) -> Backbone:
             raise ValueError(f"{option!r} has no effect on {name} with {_cause(model, option)}: leave it out")
     abstract_variables(model)  # a wrong size or pattern is refused here, with its own message, not in a training step
     return model
+
+
+def init(model: nn.Module, seed: int = 0) -> dict[str, Any]:
+    """Random variables of a model: those of `model.init(jax.random.key(seed), images)`, but for their last bits.
+
+    What runs once is compiled without optimisation, in half the time of `jax.jit(model.init)`, and the forward pass is
+    not computed.
+
+    Args:
+        model: from `create_model`.
+        seed: a whole number.
+
+    Returns:
+        {"params": ...}, and the model's other collections, if it has any.
+    """
+    draw = jax.jit(lambda key: model.init(key, dummy_images(model)), compiler_options=runtime.unoptimised())
+    return draw(jax.random.key(seed))
 
 
 def abstract_variables(model: nn.Module) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from flatten_jax.models.blocks import PatchEmbed
 from flatten_jax.models.isotropic import Isotropic
 from flatten_jax.models.published import WEIGHTS, Published
 from flatten_jax.ops.initializers import position_embedding
+from flatten_jax.ops.norm import LayerNorm
 
 
 class DeiT(Isotropic):
@@ -23,11 +24,14 @@ class DeiT(Isotropic):
     Attributes: those of `Isotropic`, and
         image_size: (height, width), each a multiple of `patch_size`.
         class_token: classify by a learned token, which not every attention takes; otherwise by the mean of the tokens.
+        fc_norm: classify by the mean of the tokens, without a class token, normalised after pooling and not before, as
+            timm's mean-pooled ViTs do.
     """
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ("pos_embed", "cls_token")
 
     class_token: bool = False
+    fc_norm: bool = False
 
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
         grid = self.grid()
@@ -41,7 +45,13 @@ class DeiT(Isotropic):
         site = Site(grid, prefix=int(self.class_token), train=train)
         return self.stage(x, site, 0, self.host, "blocks_", count=count, scan=self.loops, mlp_ratio=self.mlp_ratio)
 
+    def final_norm(self, x: jax.Array) -> jax.Array:
+        return x if self.fc_norm else super().final_norm(x)
+
     def pool(self, x: jax.Array) -> jax.Array:
+        if self.fc_norm:
+            x = super().pool(x[:, int(self.class_token) :])
+            return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="fc_norm")(x)
         return x[:, 0] if self.class_token else super().pool(x)
 
     def as_map(self, x: jax.Array) -> jax.Array:

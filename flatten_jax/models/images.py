@@ -13,8 +13,39 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def normalize(
     images: jax.Array, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> jax.Array:
-    """uint8 (..., 3) to float32 of mean 0 and standard deviation 1 per channel, which are ImageNet's unless told."""
+    """What a model takes, of pixels as they are stored.
+
+    Args:
+        images: (..., 3) from 0 to 255, uint8 say.
+        mean, std: of values from 0 to 1, for each channel; ImageNet's unless told.
+
+    Returns:
+        float32 of mean 0 and standard deviation 1 per channel.
+    """
+    images = jnp.asarray(images)
     return (images.astype(jnp.float32) / 255 - jnp.array(mean)) / jnp.array(std)
+
+
+def check_images(images: jax.Array, image_size: tuple[int, int]) -> None:
+    """ValueError, with what to do, unless images are (B, *image_size, 3) and floating-point."""
+    shape = tuple(images.shape)
+    if len(shape) == 4 and shape[1] == 3 and shape[3] != 3:
+        raise ValueError(
+            f"images of {shape} have their channels first: give (B, height, width, 3), x.transpose(0, 2, 3, 1)"
+        )
+    if len(shape) == 3 and shape[2] == 3:
+        raise ValueError(f"images of {shape} are one image: give a batch of it, images[None]")
+    if len(shape) != 4 or shape[3] != 3:
+        raise ValueError(f"images of {shape} were given: a model takes (B, height, width, 3), in RGB")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images of {images.dtype} were given: a model takes normalised ones, flatten_jax.normalize(images)"
+        )
+    if shape[1:3] != tuple(image_size):
+        raise ValueError(
+            f"images of {shape[1:3]} were given to a model of image_size={image_size}: resize them, or "
+            "make the model for them (create_model(..., image_size=...)) and load its weights again"
+        )
 
 
 def dummy_images(model: nn.Module, batch_size: int = 1) -> jax.Array:

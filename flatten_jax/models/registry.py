@@ -87,3 +87,19 @@ MODELS: dict[str, Entry] = {
 }
 ALIASES: dict[str, str] = {alias: name for module in _FAMILIES for alias, name in module.ALIASES.items()}
 PUBLISHED: dict[str, Published] = {name: said for module in _FAMILIES for name, said in module.PUBLISHED.items()}
+
+
+def where_weights_are(name: str) -> str:
+    """Where the published weights of a model are, and how they are loaded, for people."""
+    said = PUBLISHED.get(name)
+    if said is None or not said.weights:
+        known = ", ".join(sorted(name for name, of in PUBLISHED.items() if of.weights))
+        return (
+            f"The FLatten release has none of {name}, but of {known}; those of others are loaded by "
+            "flatten_jax.load_weights(FILE, model)"
+        )
+    return (
+        f"Those of {name} are at {said.weights}: download them in a browser, then "
+        f"flatten_jax.load_weights({name + '.pth'!r}, flatten_jax.create_model({name!r})), "
+        f"or flatten-jax predict --from {name}.pth PICTURES"
+    )

@@ -102,10 +102,11 @@ def from_pretrained(
     new_head: bool = False,
     **options: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """(model, variables) of a shared folder, or of a repository of the Hugging Face Hub.
+    """(model, variables) of a shared folder, of a repository of the Hugging Face Hub, or of a run.
 
     Args:
-        source: a folder that `save_pretrained` wrote, or "owner/name" on the Hub.
+        source: a folder that `save_pretrained` wrote, or "owner/name" on the Hub; or a run's folder, one of its
+            checkpoints, or a file that `load_weights` takes and whose model can be guessed.
         revision: branch, tag or commit of the repository. A whole commit hash pins every byte.
         sha256: what the SHA-256 of the weights has to be, beside that which config.json says.
         new_head: make the classifier new, with num_classes=.
@@ -117,13 +118,21 @@ def from_pretrained(
             for; weights that are not those that config.json was written with.
         ImportError: not a folder, and huggingface_hub is not installed.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    folder = Path(source).expanduser()
+    if not folder.exists():
+        source, _, named = str(source).removeprefix("hf://").partition("@")
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
             raise FileNotFoundError(f"no folder {source}, and it is not the name of a repository (owner/name)")
-        folder = download(str(source), revision)
+        folder = download(source, revision or named or None)
     elif revision is not None:
         raise ValueError(f"{source} is a local folder, which has no {revision=}: leave it out")
+    if not (folder / CONFIG).is_file() or (folder / "checkpoints").is_dir():
+        from flatten_jax.trained.load import model_of_source  # which builds on this file
+
+        if sha256 is not None:
+            raise ValueError(f"{source} is not a shared folder, whose weights have a {sha256=}: leave it out")
+        model = model_of_source(folder, **options)
+        return model, load_weights(folder, model, new_head=new_head)
     config = read_config(folder, sha256)
     model = create_model(config["model"], **{**config["options"], **options})
     return model, load_weights(folder / WEIGHTS, model, new_head=new_head)

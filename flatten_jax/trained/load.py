@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from flatten_jax.data import imagenet
 from flatten_jax.data.augment import RESIZE_MODES, RESIZE_RATIO
-from flatten_jax.models import create_model, dummy_images
+from flatten_jax.models import create_model, init
 from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD
 from flatten_jax.trained import hub
 from flatten_jax.training import checkpoint
@@ -55,8 +54,57 @@ class Trained:
         return {key: getattr(self, key) for key in ("resize_ratio", "resize", "mean", "std")}
 
 
+def opened(source: str | os.PathLike, *, ema: bool = False) -> tuple[str, Any, nn.Module | None]:
+    """What `weights.load` needs of a source that is more than a file.
+
+    Args:
+        source: as in `load_trained`.
+        ema: refused for folders.
+
+    Returns:
+        (what messages call it, or ""; a file, or variables {"params": ...} of a run; the model that these are of, if
+        the run says it).
+    """
+    path = located(source)
+    if not path.is_dir():
+        return "", path, None
+    if ema:
+        raise ValueError(f"ema=True is for files; of {source} the moving average is taken anyway, where there is one")
+    if (path / hub.WEIGHTS).is_file():
+        hub.read_config(path)
+        return "", path / hub.WEIGHTS, None
+    folder, step = checkpoint.find(path)
+    variables, averaged = checkpoint.Checkpoints(folder, read_only=True).restore_weights(step)
+    described = checkpoint.model_of_run(folder)
+    model = create_model(described[0], **described[1]) if described else None
+    return str(folder / str(step)), variables if averaged is None else averaged, model
+
+
+def located(source: str | os.PathLike) -> Path:
+    """The path of a source: "~" is the home, and "hf://owner/name@revision" is fetched from the Hugging Face Hub.
+
+    Raises:
+        FileNotFoundError: nothing there.
+    """
+    if str(source).startswith(HUB):
+        repo_id, _, revision = str(source).removeprefix(HUB).partition("@")
+        return hub.download(repo_id, revision or None)
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no {source}: give a run's folder, a shared folder, a file of weights or {HUB}owner/name"
+        )
+    return path
+
+
 def load_trained(
-    source: str | os.PathLike, name: str | None = None, *, ema: bool = False, best: bool = False, **options: Any
+    source: str | os.PathLike,
+    name: str | None = None,
+    *,
+    ema: bool = False,
+    key: str | None = None,
+    best: bool = False,
+    **options: Any,
 ) -> Trained:
     """Opens `source`.
 
@@ -66,33 +114,41 @@ def load_trained(
             Hub (without a revision: main).
         name: of the model, where `source` does not say it or it cannot be guessed from shapes.
         ema: take the moving average that a file holds.
+        key: where in a file the weights are, see `load_weights`.
         best: of a run, the kept checkpoint that was evaluated best instead of the newest.
         **options: of `create_model`, where they differ from what `source` says.
 
     Raises:
         FileNotFoundError, ValueError: nothing there, or weights that do not fit the model.
     """
-    if str(source).startswith(HUB):
-        repo_id, _, revision = str(source).removeprefix(HUB).partition("@")
-        source = hub.download(repo_id, revision or None)
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {source}: give a run's folder, a shared folder or a file of weights")
-    if path.is_dir() and ema:
-        raise ValueError(f"ema=True is for files; of {source} the moving average is taken anyway, where there is one")
+    path = located(source)
+    if path.is_dir() and (ema or key):
+        raise ValueError(
+            f"ema=True and key= are for files; of {source} the moving average is taken anyway, where there is one"
+        )
     if (path / hub.WEIGHTS).is_file():
         trained = _of_shared(path, name, options)
     elif path.is_dir():
         trained = _of_run(path, name, best, options)
     else:
-        trained = _of_file(path, name, ema, options)
+        trained = _of_file(path, name, options, ema=ema, key=key)
     return _named(trained, source)
+
+
+def model_of_source(path: Path, **options: Any) -> nn.Module:
+    """The model of a run, or of a file of weights, with some options otherwise."""
+    if not path.is_dir():
+        return files.model_of(path, **options).model
+    described = checkpoint.model_of_run(checkpoint.find(path)[0])
+    if described is None:
+        raise ValueError(f"{path} has no config.json to tell the model: make it, and give load_weights the folder")
+    return create_model(described[0], **{**described[1], **options})
 
 
 def random_weights(name: str, **options: Any) -> Trained:
     """A model that has learned nothing, to try what is done with one."""
     model = create_model(name, **options)
-    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), dummy_images(model))
+    variables = init(model)
     return _named(Trained(model, variables, said=f"WARNING: {name} has RANDOM weights; its answers mean nothing"), name)
 
 
@@ -166,8 +222,8 @@ def _dataset(config: Mapping[str, Any]) -> str | None:
     return Path(data["folder"]).name or "folder" if data.get("name") == "folder" else data.get("name")
 
 
-def _of_file(path: Path, name: str | None, ema: bool, options: Mapping[str, Any]) -> Trained:
-    model = files.model_of(path, name, ema=ema, **options).model
-    variables, report = load_with_report(path, model, ema=ema)
-    origin = files.origin_of(path, ema=ema)
+def _of_file(path: Path, name: str | None, options: Mapping[str, Any], **choice: Any) -> Trained:
+    model = files.model_of(path, name, **choice, **options).model
+    variables, report = load_with_report(path, model, **choice)
+    origin = files.origin_of(path, **choice)
     return Trained(model=model, variables=variables, origin=origin, said=f"weights of {report}")

@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import io
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from flatten_jax.data import imagenet
 from flatten_jax.data.augment import RESIZE_MODES, RESIZE_RATIO, CorruptImageError, decode, eval_transform
-from flatten_jax.data.sources import EXTENSIONS
+from flatten_jax.data.sources import EXTENSIONS, SLOW_SECONDS
 from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from flatten_jax.runtime import compiler_options
 from flatten_jax.trained.load import load_trained
@@ -178,24 +179,32 @@ def find_pictures(sources: Iterable[str | os.PathLike]) -> list[str]:
     """Paths of the pictures that are meant, each once.
 
     Args:
-        sources: files; folders, for all pictures below them (by extension, hidden ones left out), in sorted order;
+        sources: files; folders, for all pictures below them (by extension, hidden ones left out; links are followed),
+            in sorted order;
             patterns such as "more/**/*.jpg", for what they match. What is not there, and a folder without pictures, is
             returned as it is: reading it says what is wrong.
     """
     found: dict[str, None] = {}
-    for source in map(os.fspath, sources):
-        matches = [source] if os.path.lexists(source) else sorted(glob.glob(source, recursive=True))
-        for match in matches or [source]:
-            found |= dict.fromkeys(_below(match) if os.path.isdir(match) else [match])
+    with tqdm(desc="looking for pictures", unit="", delay=SLOW_SECONDS, disable=None) as bar:
+        for source in map(os.path.expanduser, map(os.fspath, sources)):
+            matches = [source] if os.path.lexists(source) else sorted(glob.glob(source, recursive=True))
+            for match in matches or [source]:
+                found |= dict.fromkeys(_below(match, bar) if os.path.isdir(match) else [match])
     return list(found)
 
 
-def _below(folder: str) -> list[str]:
-    files = []
-    for root, folders, names in os.walk(folder):
+def _below(folder: str, bar: tqdm) -> list[str]:
+    files, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        where = os.path.realpath(root)
+        if where in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(where)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         pictures = sorted(n for n in names if n.lower().endswith(EXTENSIONS) and not n.startswith("."))
         files += [os.path.join(root, name) for name in pictures]
+        bar.update(len(pictures))
     return files or [folder]
 
 
@@ -229,6 +238,8 @@ def report(
                 yield prediction
 
         if output is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):  # names of files are bytes, and go out as they came in
+                sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
             write_predictions(watched(), sys.stdout, form)
         else:
             mode = "w" if overwrite else "x"

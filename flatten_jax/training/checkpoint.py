@@ -18,7 +18,6 @@ from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from flatten_jax.models import create_model
 from flatten_jax.training import integrity
 from flatten_jax.training.integrity import DamagedCheckpointError
 from flatten_jax.training.sharding import describe_mesh
@@ -284,24 +283,12 @@ def load_weights(path: str | Path, model: nn.Module, *, new_head: bool = False) 
     """Variables for evaluation or fine-tuning, matched strictly against `model`, and a report of what was loaded.
 
     Args:
-        path: a run's folder, one of its checkpoints (as `find` takes it: its moving average, where it has one), or a
-            file that `flatten_jax.load_weights` takes.
+        path: whatever `flatten_jax.load_weights` takes; of a run's folder or checkpoint the moving average, where it
+            has one.
         new_head: make the classifier new, for another number of classes, instead of loading it.
 
     Raises:
         FileNotFoundError, ValueError: nothing there, or lists missing, unexpected and misshapen entries together.
     """
-    source: Any = Path(path)
-    saved = None
-    if source.is_dir():
-        folder, step = find(path)
-        variables, averaged = Checkpoints(folder, read_only=True).restore_weights(step)
-        source = variables if averaged is None else averaged
-        path = folder / str(step)
-        described = model_of_run(folder)
-        saved = create_model(described[0], **described[1]) if described else None
-    try:
-        variables, report = load_with_report(source, model, new_head=new_head, saved=saved)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return variables, f"weights of {path}: {report}"
+    variables, report = load_with_report(path, model, new_head=new_head)
+    return variables, f"weights of {report}"

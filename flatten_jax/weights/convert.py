@@ -1,5 +1,6 @@
 """PyTorch state dicts to Flax variables and back, by the rows of `layout`."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -9,20 +10,21 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flatten_jax.weights.layout import Row, entries, is_buffer, layout, window_buffers
 from flatten_jax.weights.match import check_entries
+from flatten_jax.weights.pickle_values import widened
 from flatten_jax.weights.streams import regrouped
 
+logger = logging.getLogger(__name__)
 
-def from_torch(
-    state_dict: Mapping[str, np.ndarray], model: nn.Module, example: Any = None, **call: Any
-) -> dict[str, Any]:
+
+def from_torch(state_dict: Mapping[str, Any], model: nn.Module, example: Any = None, **call: Any) -> dict[str, Any]:
     """Variables of `model` from a PyTorch state dict, strictly: every entry is used, every variable is filled.
 
     For files, and for weights of another image size or number of classes, see `load_weights`.
 
     Args:
-        state_dict: name -> array, as {k: v.numpy() for k, v in torch_model.state_dict().items()}. Buffers that are
-            computed (`relative_position_index`, `attn_mask`, rotary angles, ...) may be there or not, and so may the
-            second of two names of the same weights (SReT's shared blocks).
+        state_dict: name -> array or tensor, such as torch_model.state_dict(), on any device and of any floating-point
+            type. Buffers that are computed (`relative_position_index`, `attn_mask`, rotary angles, ...) may be there or
+            not, and so may the second of two names of the same weights (SReT's shared blocks).
         model: from `create_model`, of the same architecture, image size and number of classes; or an attention layer
             (`LinearAttention`), which takes the names of the mechanism's original code.
         example, call: of an attention layer an input (B, N, C) or a map, and how it is called: grid=(14, 14), prefix=1.
@@ -35,7 +37,9 @@ def from_torch(
     """
     rows = layout(model, example, **call)
     wanted = entries(rows)
-    arrays = {name: np.asarray(array) for name, array in state_dict.items() if not is_buffer(name, wanted)}
+    arrays = {name: as_array(array) for name, array in state_dict.items() if not is_buffer(name, wanted)}
+    if broken := not_finite(arrays):
+        logger.warning("the state dict holds %s", broken)
     arrays = regrouped(rows, arrays)
     shapes = {name: array.shape for name, array in arrays.items()}
     check_entries(f"the state dict does not fit {type(model).__name__}", shapes, wanted)
@@ -75,6 +79,26 @@ def flat(variables: Mapping[str, Any], leaf: Callable[[Any], Any] = np.asarray) 
         for collection, tree in variables.items()
         for path, array in flatten_dict(dict(tree)).items()
     }
+
+
+def as_array(value: Any) -> np.ndarray:
+    """A tensor of PyTorch, of JAX or of NumPy as a NumPy array, bfloat16 as float32. PyTorch is not imported."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if getattr(value, "is_sparse", False):
+            value = value.to_dense()
+        if "bfloat16" in str(value.dtype) or "float8" in str(value.dtype):  # which PyTorch gives NumPy no type for
+            value = value.float()
+        value = value.numpy()
+    return widened(np.asarray(value))
+
+
+def not_finite(arrays: Mapping[str, np.ndarray], most: int = 8) -> str:
+    """What is to be said of numbers that are none, or infinite: which entries have them. "" if there are none."""
+    floating = {name: array for name, array in arrays.items() if np.issubdtype(array.dtype, np.floating)}
+    broken = [name for name, array in sorted(floating.items()) if not np.isfinite(array).all()]
+    listed = ", ".join(broken[:most]) + (", ..." if len(broken) > most else "")
+    return f"not-a-number or infinite values in {len(broken)} of {len(arrays)} entries: {listed}" if broken else ""
 
 
 def float32(array: np.ndarray) -> np.ndarray:

@@ -16,9 +16,12 @@ from safetensors.numpy import save_file
 from flatten_jax._version import __version__
 from flatten_jax.models import create_model, model_options
 from flatten_jax.models.registry import ALIASES
+from flatten_jax.weights.array_files import FORMAT
 from flatten_jax.weights.convert import flat, to_torch
 from flatten_jax.weights.guess import guess, told_by_config
-from flatten_jax.weights.load import FORMAT, load_with_report, read_weights, saved_model
+from flatten_jax.weights.kind import foreign_hint
+from flatten_jax.weights.load import load_with_report, read_weights, saved_model
+from flatten_jax.weights.names import likely
 from flatten_jax.weights.report import Report
 
 LICENCE_NOTE = "weights of the FLatten release carry no licence; check before redistribution"
@@ -58,6 +61,7 @@ def convert_file(
     model: str | None = None,
     *,
     ema: bool = False,
+    key: str | None = None,
     new_head: bool = False,
     new_attention: bool = False,
     overwrite: bool = False,
@@ -69,7 +73,7 @@ def convert_file(
         source: as `load_weights` takes it.
         target: ends in .safetensors; its metadata name the model and its options, the source and its SHA-256.
         model: a name of `list_models()`; None reads it off the metadata, or guesses it from the shapes.
-        ema, new_head, new_attention: see `load_weights`.
+        ema, key, new_head, new_attention: see `load_weights`.
         overwrite: replace an existing target.
         **options: of `create_model`, such as image_size and num_classes, where they differ from the model's.
 
@@ -77,8 +81,9 @@ def convert_file(
         What became of each entry; str() of it is the report.
     """
     _check_target(target, overwrite)
-    found = model_of(source, model, ema=ema, **options)
-    variables, report = load_with_report(source, found.model, ema=ema, new_head=new_head, new_attention=new_attention)
+    found = model_of(source, model, ema=ema, key=key, **options)
+    choice = dict(ema=ema, key=key, new_head=new_head, new_attention=new_attention)
+    variables, report = load_with_report(source, found.model, **choice)
     metadata = _origin(source, ema)
     save_weights(target, variables, found.name, found.options, metadata=metadata, overwrite=overwrite)
     return dataclasses.replace(report, notes=(*report.notes, *found.notes))
@@ -90,6 +95,7 @@ def export_file(
     model: str | nn.Module | None = None,
     *,
     ema: bool = False,
+    key: str | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> Report:
@@ -105,8 +111,8 @@ def export_file(
     """
     _check_target(target, overwrite)
     if not isinstance(model, nn.Module):
-        model = model_of(source, model, ema=ema, **options).model
-    variables, report = load_with_report(source, model, ema=ema)
+        model = model_of(source, model, ema=ema, key=key, **options).model
+    variables, report = load_with_report(source, model, ema=ema, key=key)
     _write(target, to_torch(variables, model), {"format": "pt", "licence": LICENCE_NOTE}, overwrite)
     return report
 
@@ -117,9 +123,9 @@ def sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def origin_of(source: str | os.PathLike, *, ema: bool = False) -> dict[str, str]:
+def origin_of(source: str | os.PathLike, *, ema: bool = False, key: str | None = None) -> dict[str, str]:
     """Where the weights of a file are from: what `convert_file` wrote into it, or the file itself."""
-    metadata = read_weights(source, ema=ema)[2].metadata
+    metadata = read_weights(source, ema=ema, key=key)[2].metadata
     if metadata.get("format") == FORMAT:
         return {key: metadata[key] for key in _ORIGIN if key in metadata} or {"source": Path(source).name}
     return _origin(source, ema)
@@ -139,7 +145,9 @@ class Found(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def model_of(source: Any, name: str | None = None, *, ema: bool = False, **options: Any) -> Found:
+def model_of(
+    source: Any, name: str | None = None, *, ema: bool = False, key: str | None = None, **options: Any
+) -> Found:
     """The model that `source` is for; what it says of itself yields to `options`.
 
     Args:
@@ -153,17 +161,19 @@ def model_of(source: Any, name: str | None = None, *, ema: bool = False, **optio
     found: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     if name is None:
-        label, arrays, info = read_weights(source, ema=ema)
+        label, arrays, info = read_weights(source, ema=ema, key=key)
         if "model" in info.metadata and info.metadata.get("format") == FORMAT:
             saved_model(info)
             name, found = info.metadata["model"], json.loads(info.metadata.get("options", "{}"))
         elif info.metadata.get("format") == FORMAT:
             raise ValueError(f"{label} do not say which model they are of: give its name")
         else:
+            arrays = likely(arrays)[0]
             try:
                 name, found, notes = guess(arrays)
             except ValueError as error:
-                raise ValueError(f"{label}: {error}; give the model's name (--model)") from error
+                said = foreign_hint(arrays)
+                raise ValueError(f"{label}: {error}; give the model's name (--model){said}") from error
             known = model_options(name, found.get("attn_type"))
             told = told_by_config(info.extra)
             found |= {key: value for key, value in told.items() if key in known and known[key] != value}

@@ -1,6 +1,8 @@
 """Whether weights are of the kind of model that they are loaded into, and what is said where they are not."""
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -77,6 +79,52 @@ def attention_hint(given: Mapping[str, Shape], wanted: Mapping[str, Shape], mode
         return ""
     theirs = pattern_of(found)
     return f"\n  these are names of attn_type={theirs!r}, the model has {model.attn_type!r}: {_WAYS_OUT.format(theirs)}"
+
+
+# What names say of models that are not here, or of an option that is: (pattern, what it is and what to do).
+_FOREIGN = (
+    (
+        r"dist_token|head_dist\.",
+        "a distilled DeiT, with a second token and head: not in this library, take the DeiT without",
+    ),
+    (
+        r"(^|\.)(reg_token|register_tokens)$",
+        "a ViT with register tokens: not in this library, take one without",
+    ),
+    (
+        r"\.(ls\d\.gamma|ls\d|gamma_\d)$",
+        "a model with LayerScale, as DeiT III, CaiT or DINOv2 are: the model here has none",
+    ),
+    (r"attn\.(logit_scale|cpb_mlp\.)", "a Swin V2, which is not in this library"),
+    (r"mask_token|decoder_(embed|blocks|pos_embed)", "a model of masked pre-training: take its encoder alone"),
+    (r"attention\.(self|attention)\.query\.", "a model of Hugging Face's transformers: timm's file of it can be read"),
+    (r"^features\.\d+\.", "a model of torchvision: timm's file of it can be read"),
+    (r"^fc_norm\.", "a ViT that is normalised after pooling: create_model(..., fc_norm=True)"),
+    (r"^norm\d\.", "a backbone with norms on its maps: create_model(..., features_only=True, feature_norm=True)"),
+)
+
+
+def foreign_hint(given: Iterable[str], wanted: Container[str] = ()) -> str:
+    """What model the weights are of, where their surplus names say it."""
+    surplus = [name for name in given if name not in wanted]
+    said = [
+        f"\n  {name} says that they are of {what}"
+        for pattern, what in _FOREIGN
+        if (name := next((name for name in surplus if re.search(pattern, name)), None))
+    ]
+    return "".join(said)
+
+
+def strangers(label: str, given: Mapping[str, Shape], wanted: Mapping[str, Shape], model: Backbone) -> None:
+    """ValueError where not one name is the model's: one of each side by side says more than two lists."""
+    if set(given) & set(wanted) or not given:
+        return
+    pairs = ((difflib.get_close_matches(name, given, n=1, cutoff=0.4), name) for name in sorted(wanted)[:20])
+    close, name = next(((found[0], name) for found, name in pairs if found), (next(iter(given)), next(iter(wanted))))
+    raise ValueError(
+        f"{label} does not fit {describe(model)}: none of its {len(given)} names is one of the model's {len(wanted)}; "
+        f"there is {close!r}, and wanted is {name!r}{foreign_hint(given, wanted)}"
+    )
 
 
 def other_options(extra: Any, model: Backbone) -> tuple[str, ...]:

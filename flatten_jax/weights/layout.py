@@ -34,7 +34,16 @@ _LEAVES = {
     ("var", 1): ("running_var", (0,)),
 }
 # What PyTorch keeps beside the weights and anyone can compute. Families and attentions declare further ones.
-_BUFFERS = {"relative_position_index", "attn_mask", "num_batches_tracked", "angle", "rotations"}
+_BUFFERS = {
+    "relative_position_index",
+    "relative_coords_table",
+    "attn_mask",
+    "num_batches_tracked",
+    "angle",
+    "rotations",
+}
+# What averaging and profiling put among the weights.
+_BUFFERS |= {"n_averaged", "total_ops", "total_params"}
 
 
 class Row(NamedTuple):

@@ -13,24 +13,27 @@ import numpy as np
 
 from flatten_jax.models import create_model, parameters_left_out
 from flatten_jax.models.create import classifier_of, parameters_added
-from flatten_jax.weights.convert import as_variables, flat, float32, from_torch
+from flatten_jax.weights.array_files import FORMAT
+from flatten_jax.weights.containers import is_tree, weights_in
+from flatten_jax.weights.convert import as_array, as_variables, flat, float32, from_torch, not_finite
 from flatten_jax.weights.kind import (
     attention_hint,
     check_same_kind,
     describe,
+    foreign_hint,
     head_hint,
     other_options,
+    strangers,
     with_attentions_of,
 )
 from flatten_jax.weights.layout import Row, entries, is_buffer, layout
 from flatten_jax.weights.match import Shape, check_entries
+from flatten_jax.weights.names import fitting, unwrapped
 from flatten_jax.weights.new import inherit, initial
 from flatten_jax.weights.report import Report
 from flatten_jax.weights.resample import fit
 from flatten_jax.weights.streams import regrouped
 from flatten_jax.weights.torch_file import FileInfo, read_torch
-
-FORMAT = "flatten_jax"  # `format` in the metadata of our own safetensors; PyTorch's says "pt"
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ def load_weights(
     model: nn.Module,
     *,
     ema: bool = False,
+    key: str | None = None,
     new_head: bool = False,
     new_attention: bool = False,
     resample: bool = True,
@@ -48,14 +52,18 @@ def load_weights(
 ) -> dict[str, Any]:
     """Variables of `model` from a file of weights: `model.apply(load_weights("flatten_swin_t.pth", model), images)`.
 
-    Every parameter is filled and every entry used, or it is an error. The report of `load_with_report` goes to the
-    log: as a warning where something was resampled or made new or has a note, else as information.
+    Every parameter is filled and every entry used, or it is an error. Of a larger model, such as a detector, the part
+    is taken that has the model's names. The report of `load_with_report` goes to the log: as a warning where something
+    was resampled or made new or has a note, else as information.
 
     Args:
-        source: a `.pth`, `.pt` or `.bin` of PyTorch, a `.safetensors` of PyTorch or of `flatten-jax convert`; or a
-            PyTorch state dict of arrays, or variables {"params": ...}.
+        source: a `.pth`, `.pt` or `.bin` of PyTorch, a `.safetensors` of PyTorch or of `flatten-jax convert`, a `.npz`
+            of arrays; a run's folder, one of its checkpoints, a shared folder, or "hf://owner/name"; or a state dict
+            of arrays or PyTorch's tensors, what torch.load gives, variables {"params": ...}, or their tree alone.
         model: from `create_model`; or an attention layer (`LinearAttention`), then with `example`.
         ema: take the moving average of the weights that the file holds beside them.
+        key: where in the file the weights are, such as "teacher" or "state_dict.backbone", if not where they are
+            looked for (`weights.containers`).
         new_head: make the classifier new, for another number of classes, instead of loading it.
         new_attention: the weights are of a model with other attentions. Their projections (q, k, v, as far as both have
             them) and everything else are inherited, the attentions' own parameters are made new.
@@ -69,9 +77,9 @@ def load_weights(
         FileNotFoundError, ValueError: see `read_torch`; or lists missing, unexpected and misshapen entries together.
     """
     if example is not None:
-        return from_torch(read_weights(source, ema=ema)[1], model, example, **call)
+        return from_torch(read_weights(source, ema=ema, key=key)[1], model, example, **call)
     variables, report = load_with_report(
-        source, model, ema=ema, new_head=new_head, new_attention=new_attention, resample=resample
+        source, model, ema=ema, key=key, new_head=new_head, new_attention=new_attention, resample=resample
     )
     unusual = report.resampled or report.made or report.notes
     logger.log(logging.WARNING if unusual else logging.INFO, "%s", report)
@@ -83,6 +91,7 @@ def load_with_report(
     model: nn.Module,
     *,
     ema: bool = False,
+    key: str | None = None,
     new_head: bool = False,
     new_attention: bool = False,
     resample: bool = True,
@@ -94,9 +103,18 @@ def load_with_report(
         saved: the model that variables {"params": ...} are of. It tells the grids of another image size, and options
             that leave no trace in a shape. A file of ours says this itself.
     """
-    label, arrays, info = read_weights(source, ema=ema)
+    place = ""
+    if not isinstance(source, Mapping):
+        from flatten_jax.trained.load import opened  # which builds on this file, and knows what folders hold
+
+        place, source, saved_there = opened(source, ema=ema)
+        saved = saved or saved_there
+    label, arrays, info = read_weights(source, ema=ema, key=key)
+    label = place or label
     if _is_ours(info) and "model" in info.metadata:
         saved = saved_model(info)
+    if new_attention and not _is_ours(info):
+        arrays = fitting(label, arrays, entries(layout(model)))[0]
     fitted = partial(_fitted, label, arrays, info, saved, new_head=new_head, resample=resample)
     if not new_attention:
         return fitted(model)
@@ -140,13 +158,15 @@ def _fitted(
     resample: bool,
 ) -> tuple[dict[str, Any], Report]:
     """Weights in a model of their own kind."""
-    ours, source_rows = _is_ours(info), None
+    ours, source_rows, remarks, dropped = _is_ours(info), None, [], []
     if saved is not None:
         check_same_kind(label, info.metadata.get("model", "weights"), saved, model)
         source_rows = layout(saved) if saved.image_size != model.image_size else None
 
     rows = layout(model)
     wanted = {row.ours: row.shape for row in rows} if ours else entries(rows)
+    if not ours:
+        arrays, remarks, dropped = fitting(label, arrays, wanted)
     surplus = _left_out(model, ours)
     ignored = [name for name in arrays if is_buffer(name, wanted) or name in surplus]
     given = {name: array for name, array in arrays.items() if name not in ignored}
@@ -176,7 +196,9 @@ def _fitted(
     if given_shapes != wanted:
         head = {name for row in rows if row.ours in of_head for name in names[row.ours]}
         hint = head_hint(head - made, given_shapes, wanted)
-        hint += "" if ours else attention_hint(given_shapes, wanted, model)
+        if not ours:
+            strangers(label, given_shapes, wanted, model)
+            hint += attention_hint(given_shapes, wanted, model) + foreign_hint(given_shapes, wanted)
         check_entries(f"{label} does not fit {describe(model)}", given_shapes, wanted, made, hint)
     odd = [
         f"{name} ({given[name].dtype})"
@@ -188,6 +210,7 @@ def _fitted(
         raise ValueError(f"{label} holds weights that are not floating-point: {', '.join(odd)}")
 
     new = initial(model, made_rows)
+    broken = not_finite({name: given[name] for name in wanted if name in given and name not in made})
 
     def filled(row: Row) -> np.ndarray:
         if row.ours in made_rows:
@@ -201,22 +224,27 @@ def _fitted(
         resampled=resampled,
         ignored=(*ignored, *sorted(name for name in made if name in given)),
         made=tuple(name for name in wanted if name in made),
-        notes=(*info.notes, *other_options(info.extra, model)),
+        notes=(*info.notes, *dropped, *([broken] if broken else []), *other_options(info.extra, model)),
+        remarks=(*info.remarks, *remarks),
     )
     return as_variables((row, filled(row)) for row in rows), report
 
 
 def read_weights(
-    source: str | os.PathLike | Mapping[str, Any], *, ema: bool = False
+    source: str | os.PathLike | Mapping[str, Any], *, ema: bool = False, key: str | None = None
 ) -> tuple[str, dict[str, np.ndarray], FileInfo]:
     """(label for messages, name -> array, what the source says besides) of a file, a state dict, or variables."""
     if not isinstance(source, Mapping):
-        return str(source), *read_torch(source, ema=ema)
-    if ema:
-        raise ValueError("ema=True chooses among the entries of a file; a mapping is taken as it is")
-    if "params" in source:
-        return "the variables", flat(source), FileInfo("variables", metadata={"format": FORMAT})
-    return "the state dict", _as_numpy(source), FileInfo("state dict")
+        return str(source), *read_torch(source, ema=ema, key=key)
+    if is_tree(source):
+        if ema or key:
+            raise ValueError("ema=True and key= choose among the entries of a file; variables are taken as they are")
+        variables = source if "params" in source else {"params": source}
+        return "the variables", flat(variables, as_array), FileInfo("variables", metadata={"format": FORMAT})
+    found = weights_in("the state dict", source, ema=ema, key=key)
+    arrays, remarks = unwrapped("the state dict", {name: as_array(value) for name, value in found.entries.items()})
+    info = FileInfo("state dict", found.key, notes=found.notes, remarks=(*remarks, *found.remarks()))
+    return "the state dict", arrays, info
 
 
 def saved_model(info: FileInfo) -> nn.Module:
@@ -226,10 +254,6 @@ def saved_model(info: FileInfo) -> nn.Module:
 
 def _is_ours(info: FileInfo) -> bool:
     return info.metadata.get("format") == FORMAT
-
-
-def _as_numpy(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(array) for name, array in arrays.items()}
 
 
 def _left_out(model: nn.Module, ours: bool) -> set[str]:

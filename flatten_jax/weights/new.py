@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from flatten_jax.models import dummy_images
+from flatten_jax.runtime import unoptimised
 from flatten_jax.weights.convert import as_variables, flat
 from flatten_jax.weights.layout import Row, layout
 from flatten_jax.weights.streams import pieces
@@ -28,7 +29,10 @@ def initial(model: nn.Module, names: Iterable[str]) -> dict[str, np.ndarray]:
         leaves = flat(model.init(key, dummy_images(model)), lambda leaf: leaf)
         return {name: leaves[name] for name in names}
 
-    return {name: np.asarray(x) for name, x in jax.jit(chosen)(jax.random.key(_SEED)).items()}
+    return {
+        name: np.asarray(x)
+        for name, x in jax.jit(chosen, compiler_options=unoptimised())(jax.random.key(_SEED)).items()
+    }
 
 
 def inherit(

@@ -19,7 +19,8 @@ class Report:
         resampled: name -> (shape in the file, shape in the model).
         ignored: names that no model needs, or not this one.
         made: names that the file need not have: made new. Of a projection some streams may be, "attn.qkvo.weight (o)".
-        notes: further lines.
+        notes: further lines, of what its reader may not expect.
+        remarks: further lines, of what was left out or renamed and changes nothing.
     """
 
     source: str
@@ -29,6 +30,7 @@ class Report:
     ignored: tuple[str, ...] = ()
     made: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.source} -> {self.model}", f"  matched {len(self.matched)}"]
@@ -40,7 +42,7 @@ class Report:
             lines.append(f"  ignored {len(self.ignored)}: {', '.join(_of_blocks(kinds))}")
         if self.made:
             lines.append(f"  made new {len(self.made)}: {', '.join(_of_blocks(self.made))}")
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"  {remark}" for remark in self.remarks), *(f"  note: {n}" for n in self.notes)])
 
 
 def _leaf(name: str) -> str:

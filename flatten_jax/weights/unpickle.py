@@ -4,164 +4,28 @@ Python's Unpickler, and PyTorch's `weights_only` on top of it, call what the fil
 than was meant. Here a name is looked up in one table of inert builders, and what is not in the table is refused.
 """
 
-import math
 import pickletools
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-import ml_dtypes
-import numpy as np
+from flatten_jax.weights.pickle_types import allowed, as_key, build, set_state, stands_in
+from flatten_jax.weights.pickle_values import STORAGES, Global, Opaque, Storage, UnpickleError
 
-MAX_PICKLE_BYTES = 16 << 20  # the pickle of PVT-L with its optimizer takes 1 MiB: the weights are beside it
+MAX_PICKLE_BYTES = 2 << 30  # tensors lie beside the pickle, but NumPy arrays in it
 MAX_OBJECTS = 2_000_000
 
-_STORAGES = {
-    "torch.FloatStorage": np.dtype(np.float32),
-    "torch.DoubleStorage": np.dtype(np.float64),
-    "torch.HalfStorage": np.dtype(np.float16),
-    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "torch.LongStorage": np.dtype(np.int64),
-    "torch.IntStorage": np.dtype(np.int32),
-    "torch.ShortStorage": np.dtype(np.int16),
-    "torch.CharStorage": np.dtype(np.int8),
-    "torch.ByteStorage": np.dtype(np.uint8),
-    "torch.BoolStorage": np.dtype(np.bool_),
-}
-_SCALARS = (str, bytes, int, float, bool, type(None))
 
+class Unpickled(NamedTuple):
+    """What a pickle holds.
 
-class UnpickleError(ValueError):
-    """A pickle that is damaged, or that asks for what is not allowed."""
+    Attributes:
+        content: tensors as `Tensor`, CfgNode and Namespace as dicts, what is of no use here as `Opaque`.
+        storages: those that it refers to, by key.
+        stand_ins: the classes of which nothing was made but a stand-in.
+    """
 
-
-class RefusedError(UnpickleError):
-    """The pickle names something that is not on the list."""
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A reference to numbers that lie outside the pickle."""
-
-    key: str
-    dtype: np.dtype
-    size: int  # in elements
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
-
-
-@dataclass(frozen=True, eq=False)
-class Tensor:
-    """A view of a storage, checked to lie within it; offset and stride count elements."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.storage.dtype.itemsize
-
-    def array(self, data: bytes) -> np.ndarray:
-        """The numbers, out of the bytes of the storage; bfloat16 becomes float32."""
-        dtype = self.storage.dtype
-        flat = np.frombuffer(data, dtype)[self.offset :]
-        strides = [step * dtype.itemsize for step in self.stride]
-        view = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
-        return view.astype(np.float32) if dtype == ml_dtypes.bfloat16 else view
-
-
-@dataclass(frozen=True)
-class _Global:
-    name: str
-
-
-@dataclass(frozen=True, eq=False)
-class Opaque:
-    """Stands for an object whose content is of no use here."""
-
-    name: str
-
-
-class _Namespace(dict):
-    """argparse.Namespace as a dict, filled by its state."""
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Tensor:
-    if not isinstance(storage, Storage):
-        raise UnpickleError("a tensor without a storage")
-    shape, stride = tuple(shape), tuple(stride)
-    plain = all(type(n) is int and 0 <= n < 1 << 40 for n in (offset, *shape, *stride))
-    if not plain or not len(shape) == len(stride) <= 32 or math.prod(max(n, 1) for n in shape) >= 1 << 40:
-        raise UnpickleError(f"a tensor of {shape=} with {stride=} and {offset=}")
-    elements = math.prod(shape)
-    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
-    if elements and (last >= storage.size or elements > storage.size):
-        raise UnpickleError(
-            f"a tensor of {shape=} with {stride=} and {offset=} leaves its storage of {storage.size} elements"
-        )
-    return Tensor(storage, offset if elements else 0, shape, stride)
-
-
-def _parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
-def _mapping(*items: Any) -> dict[Any, Any]:
-    result: dict[Any, Any] = {}
-    for pairs in items:
-        for key, value in pairs.items() if isinstance(pairs, dict) else pairs:
-            result[_key(key)] = value
-    return result
-
-
-def _encode(text: Any, encoding: Any) -> bytes:
-    if encoding != "latin1" or not isinstance(text, str):
-        raise UnpickleError(f"_codecs.encode with {encoding!r}")
-    return text.encode("latin1")  # how protocol 2 writes bytes
-
-
-def _numpy_scalar(dtype: Any, data: Any = None) -> Any:
-    code = dtype.name if isinstance(dtype, Opaque) else ""
-    if code in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1") and isinstance(data, bytes):
-        return np.frombuffer(data, np.dtype(code), count=1)[0].item()
-    return Opaque("numpy scalar")
-
-
-def _opaque(name: str) -> Callable[..., Opaque]:
-    return lambda *args: Opaque(name)
-
-
-# What a file may name, and what is made of it. Sets stay lists: nobody looks into them.
-_BUILDERS: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch.nn.parameter.Parameter": _parameter,
-    "torch.Size": lambda sizes=(): sizes,
-    "torch.device": lambda *args: args[0] if args else "cpu",
-    "collections.OrderedDict": _mapping,
-    "collections.Counter": _mapping,
-    "collections.defaultdict": lambda *factory: {},
-    "yacs.config.CfgNode": _mapping,
-    "argparse.Namespace": lambda: _Namespace(),
-    "builtins.dict": _mapping,
-    "builtins.set": lambda items=(): items,
-    "builtins.frozenset": lambda items=(): items,
-    "builtins.slice": _opaque("slice"),
-    "builtins.complex": _opaque("complex"),
-    **{f"pathlib.{path}": _opaque("path") for path in ("PosixPath", "WindowsPath", "_local.PosixPath")},
-    "_codecs.encode": _encode,
-    "numpy.dtype": lambda code="", *_: Opaque(str(code)[:8]),
-    "numpy.ndarray": _opaque("numpy array"),
-    "numpy.core.multiarray.scalar": _numpy_scalar,
-    "numpy.core.multiarray._reconstruct": _opaque("numpy array"),
-}
-_CONSTANTS = {*_STORAGES, *(f"torch.{dtype}" for dtype in _STORAGES.values())}
+    content: Any
+    storages: dict[str, Storage]
+    stand_ins: tuple[str, ...]
 
 
 class _Bounded:
@@ -185,10 +49,8 @@ class _Bounded:
         return 0
 
 
-def unpickle(file: BinaryIO, limit: int = MAX_PICKLE_BYTES) -> tuple[Any, dict[str, Storage]]:
-    """The next pickle of `file`, which is left behind its end, and the storages it refers to, by key.
-
-    Tensors come as `Tensor`, CfgNode and Namespace as dicts, what is of no use here as `Opaque`.
+def unpickle(file: BinaryIO, limit: int = MAX_PICKLE_BYTES) -> Unpickled:
+    """The next pickle of `file`, which is left behind its end.
 
     Args:
         limit: bytes that the pickle may take at most.
@@ -202,7 +64,7 @@ def unpickle(file: BinaryIO, limit: int = MAX_PICKLE_BYTES) -> tuple[Any, dict[s
         for opcode, argument, _ in pickletools.genops(_Bounded(file, min(limit, MAX_PICKLE_BYTES))):
             machine.spend(1)
             if opcode.name == "STOP":
-                return machine.pop(), machine.storages
+                return Unpickled(machine.pop(), machine.storages, tuple(sorted(machine.stand_ins)))
             machine.step(opcode.name, argument)
     except UnpickleError:
         raise
@@ -219,6 +81,7 @@ class _Machine:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
+        self.stand_ins: set[str] = set()
         self.left = MAX_OBJECTS
 
     def spend(self, count: int) -> None:
@@ -256,6 +119,8 @@ class _Machine:
                 push(argument)
             case "BINUNICODE8" | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8":
                 push(argument)
+            case "BYTEARRAY8":
+                push(bytes(argument))
             case "EMPTY_TUPLE":
                 push(())
             case "EMPTY_LIST" | "EMPTY_SET":
@@ -286,72 +151,63 @@ class _Machine:
             case "GET" | "BINGET" | "LONG_BINGET":
                 push(self.memo[argument])
             case "GLOBAL":
-                push(_allowed(argument))
+                push(self.named(argument))
             case "STACK_GLOBAL":
                 attribute, module = self.pop(), self.pop()
-                push(_allowed(f"{module} {attribute}"))
+                push(self.named(f"{module} {attribute}"))
             case "INST":
-                _allowed(argument)  # the refusal names it; torch.save writes no INST for what is allowed
+                allowed(argument)  # the refusal names it; torch.save writes no INST for what is allowed
                 raise UnpickleError("an opcode INST, which torch.save does not write")
-            case "REDUCE" | "NEWOBJ":
+            case "REDUCE" | "NEWOBJ" | "NEWOBJ_EX":
+                if name == "NEWOBJ_EX":  # named arguments, which no builder takes
+                    self.pop()
                 arguments, function = self.pop(), self.pop()
                 push(self.build(function, arguments))
             case "BUILD":
-                state, target = self.pop(), self.stack[-1]
-                if isinstance(target, _Namespace) and isinstance(state, dict):
-                    self.spend(len(state))
-                    target.update(state)
+                state = self.pop()
+                self.spend(len(state) if isinstance(state, dict) else 1)
+                set_state(self.stack[-1], state)
             case "BINPERSID":
                 push(self.storage(self.pop()))
             case _:
                 raise UnpickleError(f"an opcode {name}, which torch.save does not write")
 
     def extend(self, items: list[Any]) -> None:
-        if not isinstance(self.stack[-1], list):
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+        elif not isinstance(self.stack[-1], Opaque):
             raise UnpickleError("a damaged pickle (append to what is no list)")
-        self.stack[-1].extend(items)
 
     def update(self, items: list[Any]) -> None:
-        if not isinstance(self.stack[-1], dict):
+        if isinstance(self.stack[-1], dict):
+            self.stack[-1].update(_pairs(items))
+        elif not isinstance(self.stack[-1], Opaque):
             raise UnpickleError("a damaged pickle (an entry set in what is no dict)")
-        self.stack[-1].update(_pairs(items))
+
+    def named(self, argument: str) -> Global:
+        found = allowed(argument)
+        if stands_in(found.name):
+            self.stand_ins.add(found.name)
+        return found
 
     def build(self, function: Any, arguments: Any) -> Any:
-        if not isinstance(function, _Global) or function.name not in _BUILDERS or not isinstance(arguments, tuple):
-            raise UnpickleError(f"a call of {getattr(function, 'name', type(function).__name__)}")
         # A builder may copy its arguments, so a pickle that makes many copies of one list pays for each.
-        self.spend(sum(len(a) for a in arguments if isinstance(a, (str, bytes, list, tuple, dict))))
-        return _BUILDERS[function.name](*arguments)
+        if isinstance(arguments, tuple):
+            self.spend(sum(len(a) for a in arguments if isinstance(a, (list, tuple, dict))))
+            self.spend(sum(len(a) >> 10 for a in arguments if isinstance(a, (str, bytes))))
+        return build(function, arguments)
 
     def storage(self, reference: Any) -> Storage:
         kind, storage_type, key, _, size, *view = reference
-        if kind != "storage" or not isinstance(storage_type, _Global) or storage_type.name not in _STORAGES:
+        if kind != "storage" or not isinstance(storage_type, Global) or storage_type.name not in STORAGES:
             raise UnpickleError("a reference to something that is no storage of plain numbers")
         if type(size) is not int or size < 0 or not isinstance(key, str) or any(v is not None for v in view):
             raise UnpickleError(f"a storage {key!r} of size {size!r}")
-        storage = Storage(key, _STORAGES[storage_type.name], size)
+        storage = Storage(key, STORAGES[storage_type.name], size)
         if self.storages.setdefault(key, storage) != storage:
             raise UnpickleError(f"a storage {key!r} of two types or sizes")
         return storage
 
 
-def _allowed(argument: str) -> _Global:
-    module, _, attribute = argument.partition(" ")
-    module = {"__builtin__": "builtins"}.get(module, module).replace("numpy._core", "numpy.core")
-    name = f"{module}.{attribute}"
-    if name not in _BUILDERS and name not in _CONSTANTS:
-        raise RefusedError(f"it asks for {name!r}, which is not among the types that weights are made of")
-    return _Global(name)
-
-
 def _pairs(items: list[Any]) -> dict[Any, Any]:
-    return {_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
-
-
-def _key(key: Any) -> Any:
-    """Keys are scalars, or flat tuples of them: hashing deeper ones overflows the C stack."""
-    if isinstance(key, (*_SCALARS, Opaque, _Global)):
-        return key
-    if isinstance(key, tuple) and all(isinstance(part, _SCALARS) for part in key):
-        return key
-    raise UnpickleError(f"a dict with a key of type {type(key).__name__}")
+    return {as_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}

@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from flatten_jax.data import sources
 from flatten_jax.data.sources import EVALUATION_FOLDERS, open_source
 
 
@@ -214,6 +216,58 @@ def test_other_files_are_not_pictures(image_folder):
     (image_folder / "train/README.txt").write_text("")
     (image_folder / "train/ant/Thumbs.db").write_text("")
     assert len(open_source("folder", "train", folder=image_folder)) == 7
+
+
+def test_what_is_left_out_of_a_folder_is_counted_and_said(image_folder, caplog):
+    """macOS writes `._x.jpg` beside `x.jpg` on foreign disks."""
+    for name in ("._a.JPEG", ".hidden.jpg", "notes.txt", "film.GIF", "noending"):
+        (image_folder / "train/ant" / name).write_bytes(b"")
+    (image_folder / "train/ant/more.jpg").mkdir()
+    (image_folder / "train/bee/gone.jpg").symlink_to("nowhere.jpg")
+    with caplog.at_level("WARNING"):
+        source = open_source("folder", "train", folder=image_folder)
+    assert len(source) == 7
+    assert caplog.messages == [
+        f"{image_folder}/train: left out as no pictures: 1 *.gif, 1 *.txt, 1 folders, 2 hidden, 1 links to nothing, "
+        "1 without an ending"
+    ]
+    caplog.clear()
+    open_source("folder", "eval", folder=image_folder)
+    assert caplog.messages == []
+
+
+def test_links_are_followed_and_a_class_that_leads_nowhere_is_refused(image_folder):
+    plain = open_source("folder", "train", folder=image_folder)
+    (image_folder / "train/bee").rename(image_folder / "elsewhere")
+    (image_folder / "train/bee").symlink_to(image_folder / "elsewhere")
+    (image_folder / "train/ant/a.JPEG").rename(image_folder / "a")
+    (image_folder / "train/ant/a.JPEG").symlink_to(image_folder / "a")
+    linked = open_source("folder", "train", folder=image_folder)
+    assert [linked[i] for i in range(7)] == [plain[i] for i in range(7)]
+    (image_folder / "elsewhere").rename(image_folder / "moved")
+    with pytest.raises(
+        FileNotFoundError, match=rf"train/bee is a link to {image_folder}/elsewhere, which is not there"
+    ):
+        open_source("folder", "train", folder=image_folder)
+
+
+def test_names_in_other_encodings_are_read(image_folder):
+    os.rename(os.fsencode(image_folder / "train/ant/b.jpg"), os.fsencode(image_folder / "train/ant") + b"/caf\xe9.jpg")
+    names = [open_source("folder", "train", folder=image_folder)[i].name for i in range(4)]
+    assert os.fsencode(names[2]).endswith(b"train/ant/caf\xe9.jpg")
+
+
+def test_a_long_scan_shows_a_bar(image_folder, monkeypatch):
+    bars = []
+
+    def bar(classes, description, **options):
+        bars.append((tuple(classes), description, options))
+        return classes
+
+    monkeypatch.setattr(sources, "tqdm", bar)
+    open_source("folder", "train", folder=image_folder)
+    options = {"unit": " classes", "delay": sources.SLOW_SECONDS, "disable": None}  # None: not without a terminal
+    assert bars == [(("ant", "bee"), f"looking through {image_folder}/train", options)]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from flatten_jax.models.registry import MODELS
 from flatten_jax.trained import hub
 from flatten_jax.trained.load import load_trained
 from flatten_jax.trained.predict import Predictor
+from flatten_jax.training import checkpoint
 from flatten_jax.weights.load import load_weights
 
 from ..runs import write_run
@@ -284,3 +285,37 @@ def test_the_best_checkpoint_of_a_run_is_shared_with_its_own_evaluation(tmp_path
         assert trained.origin == {"source": f"step {step} of the run run"}
     assert "written: " in capsys.readouterr().out
     assert load_trained(tmp_path / "run", image_size=(32, 32)).evaluation is None, "it was made at another size"
+
+
+def test_a_runs_folder_is_taken_wherever_a_shared_one_is(tmp_path, monkeypatch, shared, model, variables):
+    _, _, params = write_run(tmp_path / "run", ("ant", "bee", "cicada"), {3: 60.0, 7: 50.0})
+    for source in (tmp_path / "run", tmp_path / "run/checkpoints/7"):
+        found, weights = hub.from_pretrained(source)
+        jax.tree.map(np.testing.assert_array_equal, weights["params"], params[7])
+        jax.tree.map(np.testing.assert_array_equal, load_weights(source, found)["params"], params[7])
+    older = hub.from_pretrained(tmp_path / "run/checkpoints/3", num_classes=5, new_head=True)[1]["params"]
+    assert older["head"]["kernel"].shape == (16, 5)
+    np.testing.assert_array_equal(older["pos_embed"], params[3]["pos_embed"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, hub.from_pretrained("~/run")[1]["params"], params[7])
+    with pytest.raises(ValueError, match="is not a shared folder, whose weights have a sha256="):
+        hub.from_pretrained(tmp_path / "run", sha256="0")
+    with pytest.raises(ValueError, match=r"ema=True is for files; of .*run the moving average is taken anyway"):
+        load_weights(tmp_path / "run", found, ema=True)
+    with pytest.raises(FileNotFoundError, match="there is no nowhere: give a run's folder, a shared folder, a file"):
+        load_weights("nowhere", found)
+
+
+def test_fine_tuning_starts_from_whatever_holds_weights(shared, model, variables, tmp_path, monkeypatch):
+    """`init_from` and --checkpoint of main.py: the home, a shared folder, the Hub, a file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(hub, "download", lambda repo_id, revision: {"me/it": shared}[repo_id])
+    for source in (f"~/{COMMIT}", shared, shared / hub.WEIGHTS, "hf://me/it@main"):
+        found, said = checkpoint.load_weights(source, model)
+        jax.tree.map(np.testing.assert_array_equal, found, variables)
+        assert said.startswith(f"weights of {shared / hub.WEIGHTS} -> DeiT")
+    damaged = bytearray((shared / hub.WEIGHTS).read_bytes())
+    damaged[-1] ^= 1
+    (shared / hub.WEIGHTS).write_bytes(bytes(damaged))
+    with pytest.raises(ValueError, match="the file is damaged or was exchanged"):
+        checkpoint.load_weights(shared, model)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 
 import jax
@@ -218,3 +219,25 @@ def test_a_bar_shows_the_progress_of_many(count, shown, tmp_path, monkeypatch):
     assert report(PREDICTIONS[1:] * count, count, "csv", tmp_path / "out.csv") == count
     assert (f"{count}/{count}" in sys.stderr.getvalue()) == shown
     assert "bad.jpg: not a picture" in sys.stderr.getvalue()
+
+
+def test_linked_folders_are_looked_into_and_circles_are_left(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x.jpg").write_bytes(b"")
+    (tmp_path / "a/._x.jpg").write_bytes(b"")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures/linked").symlink_to(tmp_path / "a")
+    (tmp_path / "a/circle").symlink_to(tmp_path / "pictures")
+    assert find_pictures([tmp_path / "pictures"]) == [str(tmp_path / "pictures/linked/x.jpg")]
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "text"])
+def test_names_in_other_encodings_are_printed_as_they_are(form, tmp_path, monkeypatch):
+    raw = os.fsencode(tmp_path) + b"/caf\xe9 \xe6\x97\xa5.jpg"
+    prediction = Prediction(os.fsdecode(raw), (Guess(0, "ant", "ant", 1.0),))
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", printed)
+    assert report([prediction], 1, form) == 0
+    printed.flush()
+    written = printed.buffer.getvalue()
+    assert raw in written or json.loads(written)[0]["file"] == os.fsdecode(raw)
