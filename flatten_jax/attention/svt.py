@@ -4,7 +4,8 @@ One level of the dual-tree complex wavelet transform (Kingsbury, "Complex wavele
 filtering of signals", 2001) with his near-symmetric filters of 13 and 19 taps.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import flax.linen as nn
@@ -14,32 +15,55 @@ import numpy as np
 
 from flatten_jax.attention.contract import Attention, Origin, Site, Sized, on_grid
 from flatten_jax.attention.core import wide
+from flatten_jax.ops import cpu
+from flatten_jax.ops.derivative import with_backward
 from flatten_jax.ops.initializers import linear_kernel
 
 _HALF0 = np.array([-9, 0, 114, -240, -247, 1520, 2844]) / 5120
 _HALF1 = np.array([81, 0, -1539, -2160, 8208, 27360, -63816, -59280, 343786, 641600]) / 1146880
-LOW = np.concatenate([_HALF0, _HALF0[-2::-1]])
-LOW_BACK = np.concatenate([_HALF1, _HALF1[-2::-1]])
-HIGH = LOW_BACK * (-1.0) ** (np.arange(19) - 9)
-HIGH_BACK = LOW * (-1.0) ** (np.arange(13) - 6)
+LOW = (*_HALF0, *_HALF0[-2::-1])
+LOW_BACK = (*_HALF1, *_HALF1[-2::-1])
+HIGH = tuple(LOW_BACK * (-1.0) ** (np.arange(19) - 9))
+HIGH_BACK = tuple(LOW * (-1.0) ** (np.arange(13) - 6))
 
 
-def filtered(x: jax.Array, taps: np.ndarray, axis: int) -> jax.Array:
+def filtered(x: jax.Array, taps: tuple[float, ...], axis: int) -> jax.Array:
     """Convolution along an axis with an odd number of symmetric taps, of the same length; edges are mirrored.
 
-    A mirrored edge begins with the edge itself: -1 is 0, -2 is 1.
+    A mirrored edge begins with the edge itself: -1 is 0, -2 is 1. So the filter is a symmetric matrix, and its gradient
+    is filtered likewise.
     """
-    half, length = len(taps) // 2, x.shape[axis]
-    x = jnp.pad(x, [(half, half) if i == axis else (0, 0) for i in range(x.ndim)], mode="symmetric")
+    half = len(taps) // 2
+    padded = jnp.pad(x, [(half, half) if i == axis else (0, 0) for i in range(x.ndim)], mode="symmetric")
+    plain = functools.partial(_weighted, axis=axis)
+    return jax.lax.platform_dependent(padded, jnp.asarray(taps, x.dtype), cpu=_weighted_apart(axis), default=plain)
 
-    def shifted(by: int) -> jax.Array:
-        return jax.lax.slice_in_dim(x, half + by, half + by + length, axis=axis)
 
-    out = taps[half] * shifted(0)
-    for i in range(1, half + 1):
-        if taps[half + i]:
-            out = out + taps[half + i] * (shifted(i) + shifted(-i))
+def _forward(x: jax.Array, taps: tuple[float, ...], axis: int) -> tuple[jax.Array, None]:
+    return filtered(x, taps, axis), None
+
+
+def _backward(taps: tuple[float, ...], axis: int, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    return (filtered(gradient, taps, axis),)
+
+
+filtered = with_backward(filtered, _forward, _backward, nondiff_argnums=(1, 2))
+
+
+def _weighted(padded: jax.Array, taps: jax.Array, axis: int) -> jax.Array:
+    """Sum of taps[i] times padded from i on."""
+    length = padded.shape[axis] - len(taps) + 1
+    shifted = [jax.lax.slice_in_dim(padded, i, i + length, axis=axis) for i in range(len(taps))]
+    out = taps[len(taps) // 2] * shifted[len(taps) // 2]
+    for i in range(len(taps) // 2):
+        out = out + taps[i] * (shifted[i] + shifted[-1 - i])
     return out
+
+
+@functools.cache
+def _weighted_apart(axis: int) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """On the CPU one pass over memory for each filter, compiled once for all of a length."""
+    return cpu.apart(functools.partial(_weighted, axis=axis))
 
 
 def analysis(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

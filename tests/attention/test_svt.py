@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 import flatten_jax
 from flatten_jax.attention import svt
@@ -11,10 +12,12 @@ from flatten_jax.attention import svt
 
 def test_filters_are_sums_over_mirrored_edges():
     random = np.random.default_rng(0)
-    x, taps = random.normal(size=(1, 7, 3, 1)), np.array([0.5, -1.0, 0.0, 2.0, 0.0, -1.0, 0.5])
+    x, taps = random.normal(size=(1, 7, 3, 1)), (0.5, -1.0, 0.0, 2.0, 0.0, -1.0, 0.5)
     long = np.concatenate([x[:, 2::-1], x, x[:, :-4:-1]], axis=1)
     expected = sum(tap * long[:, i : i + 7] for i, tap in enumerate(taps))
-    np.testing.assert_allclose(svt.filtered(jnp.float32(x), taps, 1), expected, atol=1e-6)
+    filtered = jax.jit(lambda x: svt.filtered(x, taps, 1))
+    np.testing.assert_allclose(filtered(jnp.float32(x)), expected, atol=1e-6)
+    check_grads(filtered, (jnp.float32(x),), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("grid", [(8, 8), (2, 14)])

@@ -44,12 +44,16 @@ def images(model, batch=2):
 
 
 def random_variables(model):
-    """All parameters random: zeros and ones, as initialised, would hide much."""
+    """All parameters random, those that multiply around 1: zeros and ones, as initialised, would hide much."""
     rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda x: (0.2 * rng.standard_normal(x.shape)).astype(np.float32), abstract_variables(model)
-    )
-    return jax.tree.map_with_path(lambda path, x: np.abs(x) + 1 if path[-1].key == "var" else x, variables)
+
+    def value(path, leaf):
+        names = [key.key for key in path]
+        multiplies = names[-1] == "scale" or names[-2].startswith("coefficient")
+        noise = (0.2 * rng.standard_normal(leaf.shape)).astype(np.float32)
+        return 1 + (np.abs(noise) if names[-1] == "var" else noise) if multiplies or names[-1] == "var" else noise
+
+    return jax.tree.map_with_path(value, abstract_variables(model))
 
 
 def normalised(x):

@@ -15,7 +15,7 @@ from flatten_jax.weights.layout import entries, layout
 
 SMALL = {
     "vig_t": dict(depth=1, embed_dim=16, num_heads=2, image_size=(32, 48), num_classes=10),
-    "vig_h_t": dict(depths=(1, 1, 1, 1), embed_dim=8, num_heads=(1, 1, 2, 2), image_size=(32, 48), num_classes=10),
+    "vig_h_t": dict(depths=(1, 1), embed_dim=8, num_heads=(1, 2), image_size=(32, 48), num_classes=10),
 }
 
 
@@ -38,13 +38,15 @@ def test_an_image_without_a_token_is_refused():
 
 
 def test_the_stages_of_the_hierarchical_one_round_up():
-    model = small("vig_h_t", image_size=(75, 101), features_only=True, feature_norm=True)
+    deep = dict(depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
+    model = small("vig_h_t", **deep, image_size=(75, 101), features_only=True, feature_norm=True)
     maps = jax.eval_shape(model.apply, abstract_variables(model), jnp.zeros((1, 75, 101, 3)))
     assert [x.shape[1:] for x in maps] == [(19, 26, 8), (10, 13, 16), (5, 7, 32), (3, 4, 64)]
 
 
 def test_widths_of_the_gated_mlp_are_the_papers():
     assert [rounded_up(8 / 3 * width, 256) for width in (192, 384, 768)] == [512, 1024, 2048]
+    assert [rounded_up(8 / 3 * width, 32) for width in (96, 128, 256)] == [256, 352, 704]
 
 
 @pytest.mark.parametrize("xavier", ["", "conv", "all"])
@@ -72,7 +74,7 @@ def test_the_head_of_the_hierarchical_one_is_known_by_the_originals_name():
     for name, array in flatten_jax.to_torch(variables, model).items():
         np.testing.assert_array_equal(array, state[name])
     new = flatten_jax.load_weights(state, other, new_head=True)
-    assert new["params"]["head"]["kernel"].shape == (64, 5)
+    assert new["params"]["head"]["kernel"].shape == (16, 5)
     np.testing.assert_array_equal(new["params"]["norm"]["bias"], state["classifier.norm.bias"])
 
 
