@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 
 from flatten_jax.data import pipeline, rand_augment
 from flatten_jax.data.augment import TrainTransform, random_crop_box
-from flatten_jax.data.sources import Example, Source
+from flatten_jax.data.source import Example, Source
 from flatten_jax.runtime import keep_freed_memory
 
 SIZE = (224, 224)

@@ -8,7 +8,8 @@ import numpy as np
 from tqdm import tqdm
 
 from flatten_jax.data.augment import CorruptImageError, decode
-from flatten_jax.data.sources import FolderSource, Source
+from flatten_jax.data.folder import FolderSource
+from flatten_jax.data.source import Source
 from flatten_jax.runtime import cores
 
 GLANCED_AT = 50_000  # pictures of a set, evenly spread: some seconds on a local disk

@@ -28,7 +28,7 @@ from absl import flags
 from PIL import Image
 
 from flatten_jax.data.augment import CorruptImageError, decode
-from flatten_jax.data.sources import Example, Source
+from flatten_jax.data.source import Example, Source
 from flatten_jax.runtime import keep_freed_memory
 
 Batch = dict[str, np.ndarray]

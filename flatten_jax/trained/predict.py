@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from flatten_jax.data import imagenet
 from flatten_jax.data.augment import RESIZE_MODES, RESIZE_RATIO, CorruptImageError, decode, eval_transform
-from flatten_jax.data.sources import EXTENSIONS, SLOW_SECONDS
+from flatten_jax.data.folder import EXTENSIONS, SLOW_SECONDS
 from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from flatten_jax.runtime import compiler_options
 from flatten_jax.trained.load import load_trained

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from flatten_jax.data import augment, check, pipeline, sources
+from flatten_jax.data.source import Source
 from flatten_jax.models import create_model
 from flatten_jax.training import settings
 from flatten_jax.training.optimizer import make_optimizer, make_schedule
@@ -28,8 +29,8 @@ class Run:
 
     config: ml_collections.ConfigDict
     training: Training
-    train_source: sources.Source
-    eval_source: sources.Source
+    train_source: Source
+    eval_source: Source
     steps_per_epoch: int
     total_steps: int
 
@@ -230,7 +231,7 @@ def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh,
     )
 
 
-def open_source(config: ml_collections.ConfigDict, split: str) -> sources.Source:
+def open_source(config: ml_collections.ConfigDict, split: str) -> Source:
     """The data of a config to train on ("train"), or to evaluate on ("eval")."""
     data, model, options = config.data, config.model, {}
     if data.name == "synthetic":

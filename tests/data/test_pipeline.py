@@ -14,7 +14,7 @@ import pytest
 from flatten_jax.data import pipeline
 from flatten_jax.data.augment import CorruptImageError
 from flatten_jax.data.pipeline import eval_batches, prefetch, steps_per_epoch, train_batches
-from flatten_jax.data.sources import Example, Source
+from flatten_jax.data.source import Example, Source
 
 
 class Numbered(Source):

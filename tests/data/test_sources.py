@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from flatten_jax.data import sources
-from flatten_jax.data.sources import EVALUATION_FOLDERS, open_source
+from flatten_jax.data import folder as folders
+from flatten_jax.data.folder import EVALUATION_FOLDERS
+from flatten_jax.data.sources import open_source
 
 
 class Pictures(tfds.core.GeneratorBasedBuilder):
@@ -264,9 +265,9 @@ def test_a_long_scan_shows_a_bar(image_folder, monkeypatch):
         bars.append((tuple(classes), description, options))
         return classes
 
-    monkeypatch.setattr(sources, "tqdm", bar)
+    monkeypatch.setattr(folders, "tqdm", bar)
     open_source("folder", "train", folder=image_folder)
-    options = {"unit": " classes", "delay": sources.SLOW_SECONDS, "disable": None}  # None: not without a terminal
+    options = {"unit": " classes", "delay": folders.SLOW_SECONDS, "disable": None}  # None: not without a terminal
     assert bars == [(("ant", "bee"), f"looking through {image_folder}/train", options)]
 
 
