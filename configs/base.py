@@ -46,6 +46,7 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
             "label_smoothing": 0.1,
         }
     )
+    config.augment.update(recipe.augment)
     config.train = ml_collections.ConfigDict(
         {
             "batch_size": recipe.batch_size,  # over all devices

@@ -149,7 +149,7 @@ _OF_SOFT = {
         min_learning_rate=1e-5 / 1.5,
         clip_norm=1.0,
         resize="short",
-        missing="augmentation without random erasing (--config.augment.erase_prob=0)",
+        augment={"erase_prob": 0.0},
     ),
     "care_s0": _care(),
     "care_s1": _care(),
@@ -196,7 +196,7 @@ _mhla = partial(
     warmup_epochs=10,
     ema_decay=0.9996,
     resize="short",
-    missing="the script's weaker mixup (--config.augment.mixup=0.2)",
+    augment={"mixup": 0.2},
 )
 _hyena = partial(_of_deit, 0.1, source="the defaults of Itamarzimm/HyenaND@869480c, DeiT's; no ImageNet run known")
 _skipat = partial(

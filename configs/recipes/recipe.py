@@ -1,6 +1,7 @@
 """How a model is trained, as data."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD
 
@@ -20,12 +21,12 @@ class Recipe(NamedTuple):
         clip_norm: largest norm of a gradient; 0: any.
         ema_decay: of the moving average of the parameters; 0: there is none.
         weight_decay: AdamW's.
-        resize_ratio: for evaluation both sides are resized to this times the model's, before the central crop.
         resize_ratio: for evaluation pictures are resized to this times the model's size, before the central crop.
-        missing: what the original training has besides, and this one has not.
         resize: "squash" both sides to it, or the "short" one.
         repeats: of a picture in an epoch (repeated augmentation).
+        augment: other values of config.augment than those of `configs/base.py`.
         mean, std: of the channels.
+        missing: what the original training has besides, and this one has not.
     """
 
     batch_size: int
@@ -41,8 +42,9 @@ class Recipe(NamedTuple):
     ema_decay: float = 0.0
     weight_decay: float = 0.05
     resize_ratio: float = 256 / 224
-    missing: str = ""
     resize: str = "squash"
     repeats: int = 1
+    augment: Mapping[str, Any] = {}
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    missing: str = ""
