@@ -117,8 +117,9 @@ _efficientvit = partial(
     ema_decay=0.9998,
     weight_decay=0.1,
     resize="short",
-    missing="binary cross-entropy, weaker RandAugment, mixup and cutmix, pictures of 128 to 224 px, interpolations at "
-    "random, drop-path that grows with training, BatchNorm statistics estimated again",
+    augment={"mixup": 0.1, "cutmix": 0.1},
+    missing="binary cross-entropy, weaker RandAugment, pictures of 128 to 224 px, interpolations at random, drop-path "
+    "that grows with training, BatchNorm statistics estimated again",
 )
 _care = partial(
     Recipe,
@@ -157,7 +158,7 @@ _OF_SOFT = {
     "efficientvit_b0": _efficientvit(1024, 0.05, resize_ratio=1 / 0.95, source="not public: these are B1's settings"),
     "efficientvit_b1": _efficientvit(1024, 0.05, resize_ratio=1 / 0.95),
     "efficientvit_b2": _efficientvit(1024, 0.05, resize_ratio=1.0),
-    "efficientvit_b3": _efficientvit(1024, 0.1, resize_ratio=1.0),
+    "efficientvit_b3": _efficientvit(1024, 0.1, resize_ratio=1.0, augment={"mixup": 0.3, "cutmix": 0.3}),
 }
 
 _vig = partial(
