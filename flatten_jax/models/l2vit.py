@@ -161,7 +161,7 @@ MODELS = {
     "l2vit_b": _BASE,
     "l2vit_b_384": dict(_BASE, image_size=(384, 384), window_size=12),
 }
-ALIASES: dict[str, str] = {}
+ALIASES = {f"L2ViT_{size}": f"l2vit_{size[0].lower()}" for size in ("Tiny", "Small", "Base")}  # of the official code
 PUBLISHED = {
     "l2vit_t": Published(83.1),
     "l2vit_s": Published(84.1),

@@ -191,7 +191,7 @@ MODELS = {
         for size, own in _SIZES.items()
     },
 }
-ALIASES: dict[str, str] = {}
+ALIASES = {f"RAVLT_{size}": f"ravlt_{size.lower()}" for size in "TSBL"}  # of the official code
 PUBLISHED = {
     "ravlt_t": Published(82.8, note="secondary"),
     "ravlt_s": Published(84.4),

@@ -30,7 +30,7 @@ _SIZES = {
 }
 FAMILY = VVT
 MODELS = {f"vvt_{size}": dict(own, attn_options=_OPTIONS) for size, own in _SIZES.items()}
-ALIASES: dict[str, str] = {}
+ALIASES = {f"vvt_{size}": f"vvt_{size[0]}" for size in ("tiny", "small", "medium", "large")}  # of the official code
 PUBLISHED = {
     "vvt_t": Published(79.2),
     "vvt_s": Published(82.6),
