@@ -121,7 +121,7 @@ def test_weights_go_to_pytorch_and_back(family):
     ("family", "options"),
     [
         ("crossvit", dict(attn_type="agent,softmax", agent_num=(4, 9))),
-        ("tnt", dict(attn_type="rala")),
+        ("tnt", dict(attn_type="rala", num_heads=3)),  # rotary positions want heads of 4 channels
         ("tnt", dict(attn_type="focused,softmax", inner_attn_type="linear", class_token=False)),
         ("msvmamba", dict(attn_type="ms2d,rala,softmax,softmax")),
         ("stvit", dict(attn_type="focused,focused,linear,softmax")),
