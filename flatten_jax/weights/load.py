@@ -77,7 +77,11 @@ def load_weights(
         FileNotFoundError, ValueError: see `read_torch`; or lists missing, unexpected and misshapen entries together.
     """
     if example is not None:
-        return from_torch(read_weights(source, ema=ema, key=key)[1], model, example, **call)
+        label, arrays, _ = read_weights(source, ema=ema, key=key)
+        arrays, _, dropped = fitting(label, arrays, entries(layout(model, example, **call)))
+        for line in dropped:
+            logger.warning("%s: %s", label, line)
+        return from_torch(arrays, model, example, **call)
     variables, report = load_with_report(
         source, model, ema=ema, key=key, new_head=new_head, new_attention=new_attention, resample=resample
     )

@@ -28,7 +28,8 @@ def unwrapped(label: str, arrays: Arrays) -> tuple[dict[str, np.ndarray], list[s
         raise ValueError(
             f"{label} holds the same names with and without the prefix 'module.' or '_orig_mod.', such as {twice!r}"
         )
-    gone = {word for pattern in (_WRAPPERS, _PARALLEL) for name in arrays for word in pattern.findall(name)}
+    gone = {word for name in arrays for word in _WRAPPERS.findall(name)}
+    gone |= {word for name in arrays for word in _PARALLEL.findall(_WRAPPERS.sub("", name))}
     said = [f"names are taken without {', '.join(map(repr, sorted(gone)))}"] if gone else []
     return {new: arrays[old] for old, new in named.items()}, said
 

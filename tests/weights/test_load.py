@@ -193,5 +193,5 @@ def test_the_log_says_what_is_unusual(caplog):
 def test_variables_are_taken_as_they_are():
     variables = from_torch(weights(), tiny())
     equal(load_weights(variables, tiny()), variables)
-    with pytest.raises(ValueError, match="a mapping is taken as it is"):
+    with pytest.raises(ValueError, match="variables are taken as they are"):
         load_weights(variables, tiny(), ema=True)
