@@ -1,13 +1,14 @@
 """Names, parameter counts, multiply-adds and options of every listed model."""
 
 import math
+from pathlib import Path
 
 import jax
 import pytest
 
 from flatten_jax import create_model, list_models, model_options
 from flatten_jax.models import PUBLISHED, abstract_variables, multiply_adds
-from flatten_jax.models.registry import ALIASES
+from flatten_jax.models.registry import ALIASES, FAMILIES
 
 # Parameters and 1e9 multiply-adds of the spec (the paper's table, the release's classes); None: no such figure. Other
 # softmax counts are those of the release's classes with attn_type="SSSS", and of timm's DeiT.
@@ -321,3 +322,8 @@ def test_options_are_shown_with_their_defaults():
         3,
     )
     assert "focusing_factor" not in model_options("flatten_pvt_t", "linear,linear,softmax,softmax")
+
+
+def test_every_family_has_its_line_in_the_documents():
+    text = (Path(__file__).parents[2] / "docs/models.md").read_text()
+    assert [family for family in FAMILIES if f"\n| `{family}` | " not in text] == []
