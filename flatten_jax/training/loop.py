@@ -2,9 +2,11 @@
 
 import contextlib
 import math
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ from flatten_jax.training.tasks import Variables
 
 __all__ = ["Preempted", "TrainingDiverged", "check", "evaluate_checkpoint", "train"]
 
+FIRST_SAVE_SECONDS = 20  # that a signal before the first step waits: what would be saved can be made again
 CHECKED_STEPS = 3  # of `check`: the first ones take longer
 
 
@@ -65,8 +68,7 @@ def _train(run: Run, folder: Path, wait_seconds: float) -> None:
         preemption = stack.enter_context(Preemption(run.mesh))
         stack.callback(checkpoints.close)
         state, origin = preemption.interruptible(lambda: _start(run, checkpoints, newest))
-        if jax.process_count() > 1:  # they end together, after compiling; one alone has nothing to save before a step
-            preemption.defer()
+        preemption.defer()
         writer = stack.enter_context(contextlib.closing(MetricsWriter(folder, start)))
         progress = stack.enter_context(contextlib.closing(Progress(start, total)))
         meter = Meter(config.train.batch_size, config.train.skip_nonfinite_steps)
@@ -74,7 +76,6 @@ def _train(run: Run, folder: Path, wait_seconds: float) -> None:
         _describe(run, state, origin)
         try:
             train_step, eval_step = preemption.interruptible(lambda: _compile(run, state))
-            preemption.defer()
 
             def evaluated(step: int, state: TrainState) -> dict[str, float]:
                 result = _evaluate(run, eval_step, state.variables, state.averaged, preemption.watch)
@@ -107,15 +108,33 @@ def _train(run: Run, folder: Path, wait_seconds: float) -> None:
         except Preempted:
             writer.write(step, meter.read())  # waits for the step, and refuses one that is not finite
             checkpoints.wait()
-            if step not in checkpoints.steps():
-                checkpoints.save(state, run.position(step), result)
-                checkpoints.wait()
-            _say(f"step {step} of {total} is saved in {checkpoints.folder}; the same command goes on from there")
+            if step in checkpoints.steps() or _saved_in_time(checkpoints, state, run.position(step), result):
+                _say(f"step {step} of {total} is saved in {checkpoints.folder}; the same command goes on from there")
+            else:
+                _say(
+                    f"step 0 was not saved within {FIRST_SAVE_SECONDS} s, and nothing is lost: the same command starts anew"
+                )
             raise
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     _say(f"finished {total} steps ({total - start} of them now, in {minutes} min {seconds} s).")
     _draw_curves(folder)
     _say(_results(run, checkpoints, folder))
+
+
+def _saved_in_time(checkpoints: Checkpoints, state: TrainState, position: Any, result: dict[str, float] | None) -> bool:
+    """Save a step; before the first one of a run by itself, give up where the machine is too busy compiling."""
+
+    def save() -> None:
+        checkpoints.save(state, position, result)
+        checkpoints.wait()
+
+    if int(state.step) or jax.process_count() > 1:
+        save()
+        return True
+    thread = threading.Thread(target=save, daemon=True)
+    thread.start()
+    thread.join(FIRST_SAVE_SECONDS)
+    return not thread.is_alive()
 
 
 def evaluate_checkpoint(run: Run, path: str) -> dict[str, float]:
