@@ -1,8 +1,8 @@
 """The training loop: batch, step, evaluate, save, always in this order, so that a resumed run is step-exact."""
 
+import concurrent.futures
 import contextlib
 import math
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +112,7 @@ def _train(run: Run, folder: Path, wait_seconds: float) -> None:
                 _say(f"step {step} of {total} is saved in {checkpoints.folder}; the same command goes on from there")
             else:
                 _say(
-                    f"step 0 was not saved within {FIRST_SAVE_SECONDS} s, and nothing is lost: the same command starts anew"
+                    f"step 0 was not saved in {FIRST_SAVE_SECONDS} s, and nothing is lost: the same command starts anew"
                 )
             raise
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
@@ -121,20 +121,22 @@ def _train(run: Run, folder: Path, wait_seconds: float) -> None:
     _say(_results(run, checkpoints, folder))
 
 
-def _saved_in_time(checkpoints: Checkpoints, state: TrainState, position: Any, result: dict[str, float] | None) -> bool:
+def _saved_in_time(
+    checkpoints: Checkpoints, state: TrainState, position: dict[str, Any], result: dict[str, float] | None
+) -> bool:
     """Save a step; before the first one of a run by itself, give up where the machine is too busy compiling."""
 
     def save() -> None:
         checkpoints.save(state, position, result)
         checkpoints.wait()
 
-    if int(state.step) or jax.process_count() > 1:
+    if position["step"] or jax.process_count() > 1:
         save()
         return True
-    thread = threading.Thread(target=save, daemon=True)
-    thread.start()
-    thread.join(FIRST_SAVE_SECONDS)
-    return not thread.is_alive()
+    with contextlib.suppress(concurrent.futures.TimeoutError):
+        concurrent.futures.ThreadPoolExecutor(1).submit(save).result(FIRST_SAVE_SECONDS)
+        return True
+    return False
 
 
 def evaluate_checkpoint(run: Run, path: str) -> dict[str, float]:
