@@ -26,11 +26,12 @@ class Layer:
 
     A matrix M is the derivative of a channel of the output with respect to the same channel of the values, with
     queries, keys and gates as they are. `shows` says what that is:
-        "matrix": output[:, c] = M v[:, c] + offset, exactly.
-        "derivative": the output is not linear in the values (a norm after the product), M holds at those that were
-            seen.
-        "influence": the attention has no stream "v" and no matrix. In its place stand Frobenius norms over channels of
-            the derivative of an output's token with respect to an input's token, as those of one head.
+
+    - "matrix": output[:, c] = M v[:, c] + offset, exactly.
+    - "derivative": the output is not linear in the values (a norm after the product). M holds at the values that were
+      seen.
+    - "influence": the attention has no stream "v" and no matrix. In its place stand Frobenius norms over channels of
+      the derivative of an output's token with respect to an input's token, as those of one head.
 
     Attributes:
         name: path of its parameters, such as "blocks_3/attn" or "stage3_1/attns_0".

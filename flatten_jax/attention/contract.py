@@ -21,7 +21,9 @@ Grid = tuple[int, int]
 
 @flax.struct.dataclass
 class Site:
-    """Where an attention stands: what its host knows and the tokens do not tell. Hosts narrow it with `site.replace`.
+    """Where an attention stands: what its host knows and the tokens do not tell.
+
+    Hosts narrow it with `site.replace`.
 
     Attributes:
         grid: (height, width) of the queries' tokens, row-major.
@@ -87,29 +89,30 @@ class Attention(nn.Module):
     """The base of all mechanisms. `__call__(x, site, *streams) -> (B, N, C)`.
 
     x is (B, N, C), the normed tokens, `site.prefix` of them before those of the grid. With `streams = "qkv"`, say, the
-    host projects them: (B, N, ·) for letters of the queries' tokens, (B, M, ·) for "k" and "v". One linear layer makes
-    all (in PVT one for either side). Its name is its letters, as in the originals (`qkv`, `qkvo`, `qg` and `kv`). The
-    host projects the result by `proj` (`projects_out`). With `streams = ""` the mechanism makes all of its layers
-    itself.
+    host projects x to three streams: (B, N, ·) for letters of the queries' tokens, (B, M, ·) for "k" and "v". One
+    linear layer makes all (in PVT one for either side). Its name is its letters, as in the originals (`qkv`, `qkvo`,
+    `qg` and `kv`). The host projects the result by `proj` (`projects_out`). With `streams = ""` the mechanism makes all
+    of its layers itself.
 
     What a mechanism declares:
-        origin: paper, code and formula.
-        streams: letters; "k" and "v" are of the keys' tokens, all others of the queries'.
-        stream_bias: whether the layers of the streams have a bias.
-        projects_out: whether the host projects the result, by `proj`. If not, the mechanism gives (B, N, C) itself.
-        takes_bias: whether it has scores (B, h, N, M), to which `site.bias` is added. Its cost grows with N M, so
-            models give it small windows, narrow stripes and reduced keys. Others get what linear stages get.
-        takes_prefix: whether it knows what to do with tokens that have no place on the grid.
-        takes_reduced: whether keys and values may be fewer than queries.
-        takes_windows: whether it works inside windows and stripes.
-        takes_before: whether it uses `site.before`.
-        linear_cost: whether its cost grows linearly with the number of tokens.
-        independent: whether an example's result is its own in evaluation, and not its batch-mates' too.
-        sized: parameter -> how it belongs to the number of tokens.
-        original: our layer or stream -> its name in the original, where that is another: {"q": "q_proj", ...}.
-        pointwise: our layers that are 1 x 1 convolutions in the original.
-        computed: patterns of how the names end of what the original's state dict holds and anyone can compute, which is
-            not loaded.
+
+    - `origin`: paper, code and formula.
+    - `streams`: letters; "k" and "v" are of the keys' tokens, all others of the queries'.
+    - `stream_bias`: whether the layers of the streams have a bias.
+    - `projects_out`: whether the host projects the result, by `proj`. If not, the mechanism gives (B, N, C) itself.
+    - `takes_bias`: whether it has scores (B, h, N, M), to which `site.bias` is added. Its cost grows with N M, so
+      models give it small windows, narrow stripes and reduced keys. Others get what linear stages get.
+    - `takes_prefix`: whether it knows what to do with tokens that have no place on the grid.
+    - `takes_reduced`: whether keys and values may be fewer than queries.
+    - `takes_windows`: whether it works inside windows and stripes.
+    - `takes_before`: whether it uses `site.before`.
+    - `linear_cost`: whether its cost grows linearly with the number of tokens.
+    - `independent`: whether an example's result is its own in evaluation, and not its batch-mates' too.
+    - `sized`: parameter -> how it belongs to the number of tokens.
+    - `original`: our layer or stream -> its name in the original, where that is another: {"q": "q_proj", ...}.
+    - `pointwise`: our layers that are 1 x 1 convolutions in the original.
+    - `computed`: patterns of the ends of names. Entries of the original's state dict with such names can be computed by
+      anyone, and are not loaded.
 
     Attributes:
         num_heads: h.

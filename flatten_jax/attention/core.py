@@ -34,8 +34,8 @@ def linear_attention(
         q: (B, N, h, d) non-negative features.
         k: (B, M, h, d) likewise.
         v: (B, M, h, e).
-        dtype: of the two matrix products and the result (default: v's). The normaliser is in float32 always; float16
-            has not the range for products of activations, there the whole core is in float32.
+        dtype: of the two matrix products and the result (default: v's). The normaliser is in float32 always. float16
+            has not the range for products of activations, so there the whole core is in float32.
         rotated: q and k for the products where they are not those of the normaliser (rotary positions).
         epsilon: beside the mean; that of an original which has it beside the sum is divided by M.
 

@@ -20,9 +20,10 @@ EPSILON = 1e-6  # the release's, both in the map and in the normaliser
 def focused_map(x: jax.Array, focusing_factor: float = 3.0, scale: jax.Array | None = None) -> jax.Array:
     """phi_p(x) = f_p(ReLU(x)), f_p(x) = |x| / |x^p| * x^p: pulls each vector to its nearest axis, keeping its length.
 
-    Paper, eq. 6, with what the release adds: 1e-6 after the ReLU, and a division by softplus(scale). The power and both
-    norms are in float32 over the last axis, on vectors of length 1, or for large p with a largest entry of 1: f_p does
-    not notice, and no power can overflow or underflow to 0 / 0. The derivative keeps x alone (`_map_backward`).
+    This is eq. 6 of the paper. The release adds 1e-6 after the ReLU, and a division by softplus(scale). The power and
+    both norms are taken in float32 over the last axis. Vectors are first scaled to length 1, or for large p to a
+    largest entry of 1. That does not change f_p, and no power can overflow or underflow to 0 / 0. The derivative keeps
+    x alone (`_map_backward`).
 
     Args:
         x: (..., C), any floating dtype. In the models C is all channels, *before* the heads are split.
@@ -30,7 +31,7 @@ def focused_map(x: jax.Array, focusing_factor: float = 3.0, scale: jax.Array | N
         scale: C raw parameters of the softplus, in any shape, or None for no division.
 
     Returns:
-        (..., C) in float32 (float64 for float64): in half precision a focused vector may exceed the range.
+        (..., C) in float32, or float64 for float64. In half precision a focused vector may exceed the range.
     """
     if focusing_factor < 1:
         raise ValueError(f"{focusing_factor=} must be at least 1 (1 is the plain ReLU map, the paper uses 3)")

@@ -117,13 +117,15 @@ def list_attentions() -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionInfo:
-    """What is to be known of an attention before it is chosen.
+    """What one wants to know of an attention before choosing it.
 
     Attributes:
         name: for `attn_type`.
         origin: paper, code, licence of the code, and the formula in a line.
         options: option -> default.
-        class_token, reduced_keys, windows: whether it takes them.
+        class_token: whether it takes one.
+        reduced_keys: whether it takes fewer keys than queries.
+        windows: whether it works inside windows and stripes.
         scores: whether it forms scores (B, h, N, M), so that its cost grows with N M.
         tied_to: parameter -> what of the grid its shape belongs to, such as "tokens of the keys".
         doc: what it computes, and where it deviates.
@@ -141,7 +143,11 @@ class AttentionInfo:
 
 
 def attention_info(name: str) -> AttentionInfo:
-    """What is to be known of an attention; ValueError for an unknown name (the nearest is named)."""
+    """The paper, formula, options and limits of an attention.
+
+    Raises:
+        ValueError: unknown name (the nearest is named).
+    """
     cls = attention_class(name)
     return AttentionInfo(
         name=name,

@@ -57,12 +57,13 @@ def LinearAttention(
 ) -> AttentionLayer:
     """An attention of the table as a Linen module, for where a vision model has its multi-head attention.
 
-    >>> import jax, flatten_jax
-    >>> layer = flatten_jax.LinearAttention("rala", num_heads=6)
-    >>> x = jax.numpy.ones((2, 1 + 14 * 10, 96))  # a class token, and a grid row by row
-    >>> y, variables = layer.init_with_output(jax.random.key(0), x, grid=(14, 10), prefix=1)
-    >>> y.shape
-    (2, 141, 96)
+    Examples:
+        >>> import jax, flatten_jax
+        >>> layer = flatten_jax.LinearAttention("rala", num_heads=6)
+        >>> x = jax.numpy.ones((2, 1 + 14 * 10, 96))  # a class token, and a grid row by row
+        >>> y, variables = layer.init_with_output(jax.random.key(0), x, grid=(14, 10), prefix=1)
+        >>> y.shape
+        (2, 141, 96)
 
     A map (B, height, width, C) needs no grid. `flatten_jax.from_torch(state_dict, layer, example=x, grid=(14, 10),
     prefix=1)` fills it by the names of the original.
@@ -85,38 +86,41 @@ def LinearAttention(
 
 
 class FocusedLinearAttention(nn.Module):
-    """Focused linear attention, whose options are attributes: the older name of LinearAttention("focused", ...).
+    """Focused linear attention with its options as attributes: the older name of `LinearAttention("focused", ...)`.
 
-    The attention of FLatten-DeiT. In a model of one's own:
+    It is the attention of FLatten-DeiT.
 
-    >>> import flax.linen as nn
-    >>> from flatten_jax import FocusedLinearAttention
-    >>> class Block(nn.Module):
-    ...     @nn.compact
-    ...     def __call__(self, x):  # (B, height, width, C)
-    ...         x = x + FocusedLinearAttention(num_heads=6)(nn.LayerNorm()(x))
-    ...         return x + nn.Dense(x.shape[-1])(nn.gelu(nn.Dense(4 * x.shape[-1])(nn.LayerNorm()(x))))
-    >>> x = jax.numpy.ones((2, 14, 10, 96))
-    >>> y, variables = Block().init_with_output(jax.random.key(0), x)
-    >>> y.shape
-    (2, 14, 10, 96)
+    Examples:
+        In a model of one's own:
 
-    On tokens, the grid is told; in a Flax NNX model, by NNX's own bridge:
+        >>> import flax.linen as nn
+        >>> from flatten_jax import FocusedLinearAttention
+        >>> class Block(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x):  # (B, height, width, C)
+        ...         x = x + FocusedLinearAttention(num_heads=6)(nn.LayerNorm()(x))
+        ...         return x + nn.Dense(x.shape[-1])(nn.gelu(nn.Dense(4 * x.shape[-1])(nn.LayerNorm()(x))))
+        >>> x = jax.numpy.ones((2, 14, 10, 96))
+        >>> y, variables = Block().init_with_output(jax.random.key(0), x)
+        >>> y.shape
+        (2, 14, 10, 96)
 
-    >>> from flax import nnx
-    >>> tokens = x.reshape(2, 140, 96)
-    >>> attention = nnx.bridge.ToNNX(FocusedLinearAttention(num_heads=6), rngs=nnx.Rngs(0))
-    >>> attention = attention.lazy_init(tokens, grid=(14, 10))
-    >>> attention(tokens, grid=(14, 10)).shape
-    (2, 140, 96)
+        On tokens, it is told their grid. In a Flax NNX model it goes through NNX's own bridge:
 
-    The grid. The attention itself does not know where a token is; the depthwise convolution that is added to it does.
-    It has to know which tokens are neighbours, and N tells neither the sides nor their order. The positional encoding
-    has one row for each token, so the parameters belong to a number of tokens; without it
-    (`use_positional_encoding=False`) they fit every size.
+        >>> from flax import nnx
+        >>> tokens = x.reshape(2, 140, 96)
+        >>> attention = nnx.bridge.ToNNX(FocusedLinearAttention(num_heads=6), rngs=nnx.Rngs(0))
+        >>> attention = attention.lazy_init(tokens, grid=(14, 10))
+        >>> attention(tokens, grid=(14, 10)).shape
+        (2, 140, 96)
 
-    Class tokens. All tokens are on the grid. A class token, or a register, has no place there and is refused: leave
-    it out and pool the tokens, `x.mean(axis=1)`, as FLatten does.
+    The grid: attention itself does not know where a token is. The depthwise convolution beside it needs to know which
+    tokens are neighbours, and N tells neither the sides nor their order. The positional encoding has one row for each
+    token, so the parameters belong to a number of tokens. Without it (`use_positional_encoding=False`) they fit every
+    size.
+
+    Class tokens: all tokens are on the grid. A class token, or a register, has no place there and is refused. Leave it
+    out and pool the tokens, `x.mean(axis=1)`, as FLatten does.
 
     Parameters have the names of the PyTorch release: `qkv`, `proj`, `scale`, `positional_encoding`, `dwc`. Those of an
     attention layer of FLatten-DeiT, `variables["params"]["blocks_0"]["attn"]`, fit as they are.

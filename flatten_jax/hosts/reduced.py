@@ -18,8 +18,12 @@ from flatten_jax.ops.norm import LayerNorm
 class ReducedAttention(nn.Module):
     """Keys and values on a grid `sr_ratio` times coarser, by projections of their own: the form of PVT and PVTv2.
 
-    Attributes: those of QKVAttention, and
-        sr_ratio: r, side of the patches that a strided convolution `sr` (and a LayerNorm `norm`) makes a key of.
+    Attributes:
+        num_heads: number of heads h, a divisor of C.
+        attn_type: name of the attention, one of `flatten_jax.list_attentions()`.
+        sr_ratio: r. A strided convolution `sr`, and a LayerNorm `norm`, make one key of each patch of r x r tokens.
+        options: the attention's own, such as {"focusing_factor": 3}.
+        dtype: of the computation; parameters are float32.
         conv_init: initial values of the convolutions, those of the attention too.
     """
 

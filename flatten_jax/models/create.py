@@ -26,13 +26,13 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def model_options(name: str, attn_type: str | None = None) -> dict[str, Any]:
-    """What `create_model` takes for a model beside its name, with the values that it has by default.
+    """The options that `create_model` takes for a model, with their defaults.
 
-    These are the architecture (`depths`, `embed_dim`, ...), `attn_type`, and the options of the attentions in use.
+    They are the architecture (`depths`, `embed_dim`, ...), `attn_type`, and the options of the attentions in use.
 
     Args:
         name: of a model.
-        attn_type: another than the model's own, whose attentions then tell the options.
+        attn_type: another than the model's own. The options are then those of its attentions.
 
     Raises:
         ValueError: unknown name, or a pattern that does not fit the model.
@@ -56,20 +56,24 @@ def create_model(name: str, **options: Any) -> Backbone:
     """A Linen module by name: `logits = model.apply(variables, images, train=False)`.
 
     Images are (B, height, width, 3), normalised; logits (B, num_classes), float32. Training needs the random stream
-    "dropout" when `drop_path` > 0. Variables come from `model.init`, or from `flatten_jax.from_torch`. What else a
-    model gives (features, maps of its levels) is said in `models.backbone.Backbone`.
+    "dropout" when `drop_path` > 0. Variables come from `init`, `load_weights` or `from_torch`. What else a model
+    gives (features, maps of its levels) is said in `models.backbone.Backbone`.
 
     Args:
         name: one of `list_models()`, or the release's name for it, such as "flatten_swin_tiny_patch4_224".
-        **options: overrides of `model_options(name)`, among them
-            num_classes (0: pooled features), drop_path, remat and remat_policy, scan, features_only, out_indices and
-            feature_norm, and
-            image_size: int or (height, width), default 224, or 384 where the name says so.
-            dtype: of the computation, such as jnp.bfloat16 (default float32).
-            attn_type: one of `list_attentions()` for all blocks; one for each stage, "rala,rala,softmax,softmax"; more
-                patterns: `flatten_jax.attention.pattern`. The release's letters are understood, "LLSS".
-            window_size, softmax_window_size (Swin), la_split_size, split_size (CSwin), la_sr_ratios, sr_ratios (PVT).
-            the options of the attentions (`attention_info(name)`): one value, or a tuple of one for each stage.
+        **options: overrides of `model_options(name)`, which lists them all. The most used:
+
+            - `image_size`: int or (height, width), default 224, or 384 where the name says so.
+            - `num_classes`: 0 gives pooled features.
+            - `attn_type`: one of `list_attentions()` for all blocks, or one for each stage,
+              "rala,rala,softmax,softmax". `flatten_jax.attention.pattern` has more patterns. The release's letters are
+              understood, "LLSS".
+            - `features_only`, `out_indices`, `feature_norm`: maps for dense prediction.
+            - `dtype`: of the computation, such as jnp.bfloat16 (default float32).
+            - `drop_path`, `remat`, `remat_policy`, `scan`: for training.
+            - `window_size`, `softmax_window_size` (Swin), `la_split_size`, `split_size` (CSwin), `la_sr_ratios`,
+              `sr_ratios` (PVT).
+            - the options of the attentions (`attention_info(name)`): one value, or a tuple of one for each stage.
 
     Raises:
         ValueError: unknown name or option (the nearest is named), an option without effect, a size that does not fit,
@@ -121,10 +125,11 @@ def create_model(name: str, **options: Any) -> Backbone:
 
 
 def init(model: nn.Module, seed: int = 0) -> dict[str, Any]:
-    """Random variables of a model: those of `model.init(jax.random.key(seed), images)`, but for their last bits.
+    """Random variables of a model.
 
-    What runs once is compiled without optimisation, in half the time of `jax.jit(model.init)`, and the forward pass is
-    not computed.
+    They are those of `model.init(jax.random.key(seed), images)`, but for their last bits. This takes half the time of
+    `jax.jit(model.init)`: the program runs once and is compiled without optimisation, and the forward pass is not
+    computed.
 
     Args:
         model: from `create_model`.

@@ -13,11 +13,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def normalize(
     images: jax.Array, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> jax.Array:
-    """What a model takes, of pixels as they are stored.
+    """Pixels as they are stored, made what a model takes.
 
     Args:
         images: (..., 3) from 0 to 255, uint8 say.
-        mean, std: of values from 0 to 1, for each channel; ImageNet's unless told.
+        mean: of values from 0 to 1, for each channel; ImageNet's unless told.
+        std: likewise.
 
     Returns:
         float32 of mean 0 and standard deviation 1 per channel.

@@ -15,9 +15,9 @@ def forward_mode() -> Any:
         with flatten_jax.forward_mode():
             logits, change = jax.jvp(lambda images: model.apply(variables, images), (images,), (direction,))
 
-    JAX cannot take a function with a hand-written backward pass forward. Here the functions are their plain forms, of
-    which JAX makes both derivatives itself: the same values, in the backward pass more memory. Compiled functions know
-    of the context, so what is jitted outside is compiled anew inside.
+    JAX has no forward mode for a function with a hand-written backward pass. Within the context the functions are their
+    plain forms, and JAX makes both derivatives itself. The values are the same; the backward pass takes more memory.
+    Compiled functions know of the context: what is jitted outside is compiled anew inside.
     """
     return _FORWARD_MODE(True)
 

@@ -53,7 +53,9 @@ def save_pretrained(
         variables: {"params": ...} of it, and its other collections.
         class_names: one for each label.
         resize_ratio: of the evaluation's resize over the model's size, for predictions (`eval.resize_ratio` of a run).
-        resize, mean, std: how else pictures are prepared (`eval.resize`, `data.mean` and `data.std` of a run).
+        resize: how pictures are resized (`eval.resize` of a run).
+        mean: of the pictures' channels (`data.mean` of a run).
+        std: likewise (`data.std`).
         evaluation: of these weights, as a run has it: {"eval/acc1": percent, "eval/acc5", "eval/loss", "eval/count"}.
         dataset: that it is about, for the card.
         origin: where the weights come from: {what: value}.
@@ -194,9 +196,11 @@ def push_to_hub(
     Who uploads is known to huggingface_hub (`hf auth login`, or HF_TOKEN).
 
     Args:
+        folder: that `save_pretrained` wrote.
         repo_id: "owner/name".
         revision: a branch, made where it is not there; default: main.
         private: of a new repository.
+        message: of the commit.
 
     Returns:
         the address of the commit.

@@ -65,8 +65,10 @@ class Predictor:
         model: a classifier from `create_model`.
         variables: {"params": ...} of it, and its other collections.
         class_names: one for each label; None: the labels.
-        resize_ratio, resize: `eval.resize_ratio` and `eval.resize` of the config that the model was trained with.
-        mean, std: its `data.mean` and `data.std`.
+        resize_ratio: `eval.resize_ratio` of the config that the model was trained with.
+        resize: its `eval.resize`.
+        mean: its `data.mean`.
+        std: its `data.std`.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class Predictor:
 
     @classmethod
     def load(cls, source: str | os.PathLike, name: str | None = None, **options: Any) -> Self:
-        """Of a run's folder, a shared folder or a file of weights; arguments as in `load_trained`."""
+        """From a run's folder, a shared folder or a file of weights; arguments as in `load_trained`."""
         trained = load_trained(source, name, **options)
         return cls(trained.model, trained.variables, trained.class_names, **trained.preprocessing)
 

@@ -27,7 +27,8 @@ def from_torch(state_dict: Mapping[str, Any], model: nn.Module, example: Any = N
             not, and so may the second of two names of the same weights (SReT's shared blocks).
         model: from `create_model`, of the same architecture, image size and number of classes; or an attention layer
             (`LinearAttention`), which takes the names of the mechanism's original code.
-        example, call: of an attention layer an input (B, N, C) or a map, and how it is called: grid=(14, 14), prefix=1.
+        example: of an attention layer, an input (B, N, C) or a map.
+        **call: of an attention layer, how it is called: grid=(14, 14), prefix=1.
 
     Returns:
         {"params": ...} of float32 NumPy arrays, for `model.apply`; and the model's other collections, if it has any.
@@ -51,7 +52,9 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module, example: Any = None
 
     Args:
         variables: {"params": ...} of `model`, and its other collections.
-        example, call: of an attention layer, see `from_torch`.
+        model: from `create_model`, or an attention layer.
+        example: of an attention layer, see `from_torch`.
+        **call: likewise.
 
     Returns:
         name -> array, with the buffers of Swin's windows as the release computes them, and shared weights twice.

@@ -42,7 +42,9 @@ def save_weights(
 
     Args:
         target: ends in .safetensors.
-        name, options: as given to `create_model`.
+        variables: {"params": ...}, and the model's other collections.
+        name: as given to `create_model`.
+        options: likewise.
         metadata: further entries, such as where the weights come from.
         overwrite: replace an existing file; otherwise that is a ValueError.
     """

@@ -52,9 +52,9 @@ def load_weights(
 ) -> dict[str, Any]:
     """Variables of `model` from a file of weights: `model.apply(load_weights("flatten_swin_t.pth", model), images)`.
 
-    Every parameter is filled and every entry used, or it is an error. Of a larger model, such as a detector, the part
-    is taken that has the model's names. The report of `load_with_report` goes to the log: as a warning where something
-    was resampled or made new or has a note, else as information.
+    Every parameter is filled and every entry used, or it is an error. From a larger model, such as a detector, the part
+    with the model's names is taken. The report of `load_with_report` goes to the log. It is a warning where something
+    was resampled or made new or has a note, else information.
 
     Args:
         source: a `.pth`, `.pt` or `.bin` of PyTorch, a `.safetensors` of PyTorch or of `flatten-jax convert`, a `.npz`
@@ -68,7 +68,8 @@ def load_weights(
         new_attention: the weights are of a model with other attentions. Their projections (q, k, v, as far as both have
             them) and everything else are inherited, the attentions' own parameters are made new.
         resample: fit position encodings and bias tables of another image size (bicubic); otherwise that is an error.
-        example, call: of an attention layer, see `from_torch`; it takes a PyTorch file as it is, and no other argument.
+        example: of an attention layer, see `from_torch`. A layer takes a PyTorch file as it is, and no other argument.
+        **call: of an attention layer, see `from_torch`.
 
     Returns:
         {"params": ...} of float32 NumPy arrays, and the model's other collections, if it has any.

@@ -1,0 +1,1 @@
+"""Trained models: opened from wherever they are, shared, exported, and asked what they see."""
