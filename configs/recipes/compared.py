@@ -15,6 +15,7 @@ _convnext = partial(
     resize="short",
 )
 _isotropic = partial(_convnext, source="that of ConvNeXt; the drop-path is from memory")
+_STRONGEST = {"rand_augment": "rand-m10-inc1"}  # of magnitude 12 and 15 there, which timm cuts at 10
 _hornet = partial(_convnext, source="raoyongming/HorNet@ac9e210, README.md, and that of ConvNeXt")
 # Peak 2.5e-4 (CvT-13) and 1.25e-4 (CvT-21) on a GPU of 256 and 128 pictures, times the number of GPUs; the rest is not.
 _cvt = partial(
@@ -67,8 +68,8 @@ _OF_CONVNEXT = {
     "hornet_s": _hornet(0.4, clip_norm=5.0),
     "hornet_b": _hornet(0.5, clip_norm=5.0),
     "hornet_t_gf": _hornet(0.2, clip_norm=1.0),
-    "hornet_s_gf": _hornet(0.4, clip_norm=1.0, augment={"rand_augment": "rand-m12-mstd0.5-inc1"}),
-    "hornet_b_gf": _hornet(0.5, clip_norm=1.0, augment={"rand_augment": "rand-m15-mstd0.5-inc1"}),
+    "hornet_s_gf": _hornet(0.4, clip_norm=1.0, augment=_STRONGEST),
+    "hornet_b_gf": _hornet(0.5, clip_norm=1.0, augment=_STRONGEST),
     "cvt_13": _cvt(),
     "cvt_21": _cvt(**_cvt_21),
     "cvt_13_384": _cvt_384(),

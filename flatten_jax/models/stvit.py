@@ -72,16 +72,18 @@ class STViT(Swin):
     def _cycle(self, x: jax.Array, site: Site, cycle: int, attention: str) -> jax.Array:
         """(B, N, C) at `site` -> the same, by six blocks."""
 
-        def made(kind: type[nn.Module], of: Any, j: int) -> Callable[..., Any]:
+        def made(kind: type[nn.Module], of: Any, j: int, **own: bool) -> Callable[..., Any]:
             make = rematerialised(kind, self.remat_policy) if self.remat else kind
             j, settings = cycle * _CYCLE + j, dict(mlp_ratio=self.mlp_ratio, epsilon=self.epsilon, dtype=self.dtype)
-            return partial(make(of, **settings, name=f"blocks_{j}"), site=site, rate=self.rates()[2][j])
+            rate = self.rates()[2][j]
+            dropping = {"rate": rate} if rate else {}  # which rematerialisation would trace
+            return partial(make(of, **settings, **own, name=f"blocks_{j}"), site=site, **dropping)
 
         x, _ = made(Block, self.host(2, 0, attention, self.options_of(2, cycle)), 0)(x)
         windows = SemanticWindows.of(site.grid, self._windows()[True])
         attend = partial(made, SemanticBlock, self.num_heads[2])
         pooled = windows.pooled(x)
-        t = attend(1)(pooled, jnp.concatenate([pooled, windows.regions(x)], axis=1), residual=False)
+        t = attend(1, residual=False)(pooled, jnp.concatenate([pooled, windows.regions(x)], axis=1))
         t = windows.joined(t)
         t = attend(2)(t, jnp.concatenate([t, x], axis=1))
         t = windows.joined(attend(3)(windows.split(t)))
@@ -151,22 +153,18 @@ class SemanticBlock(nn.Module):
         num_heads: of its softmax attention: `q`, `kv`, `proj`.
         mlp_ratio: hidden width of the MLP over C.
         epsilon: of the LayerNorms.
+        residual: whether what attention gives is added to x; if not, it is kept in training always.
     """
 
     num_heads: int
     mlp_ratio: float = 4.0
     epsilon: float = 1e-5
     dtype: jnp.dtype | None = None
+    residual: bool = True
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, seen: jax.Array | None = None, residual: bool = True, *, site: Site, rate: float = 0.0
-    ) -> jax.Array:
-        """Tokens (B, N, C) that attend to (B, M, C), by default themselves -> (B, N, C).
-
-        Args:
-            residual: whether what attention gives is added to x; if not, it is kept in training always.
-        """
+    def __call__(self, x: jax.Array, seen: jax.Array | None = None, *, site: Site, rate: float = 0.0) -> jax.Array:
+        """Tokens (B, N, C) that attend to (B, M, C), by default themselves -> (B, N, C)."""
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         dropped = partial(dropped_path, self, rate=rate, train=site.train)
         scales = (self.param(f"layer_scale_{i}", nn.initializers.constant(1e-5), x.shape[-1:]) for i in (1, 2))
@@ -174,7 +172,7 @@ class SemanticBlock(nn.Module):
         norm1 = norm(name="norm1")
         queries = norm1(x)
         attended = g1 * Scope(self._attend, name="attn")(queries, queries if seen is None else norm1(seen))
-        x = x + dropped(attended) if residual else attended
+        x = x + dropped(attended) if self.residual else attended
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, name="mlp")
         return x + dropped(g2 * mlp(norm(name="norm2")(x), site))
 

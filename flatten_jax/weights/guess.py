@@ -218,9 +218,10 @@ def _as_registered(name: str, given: Mapping[str, Shape]) -> _Tried:
     model = _build(name, {})
     found = _compare(model, given)
     heads = [m.given[0] for m in found.misshapen if m.row.path[:-1] in model.heads and m.row.path[-1] == "bias"]
-    if not heads:
+    headless = {".".join((*path, "bias")) for path in model.heads} & set(found.missing)
+    if not (heads or headless):
         return _Tried(name, {}, found)
-    options = {"num_classes": heads[0]}
+    options = {"num_classes": heads[0] if heads else 0}
     return _Tried(name, options, _compare(_build(name, options), given))
 
 

@@ -72,4 +72,4 @@ def test_the_angles_that_are_handed_to_the_original_are_those_of_the_attention()
 def test_attentions_are_exchangeable(name, attention):
     model = create_model(name, attn_type=attention, image_size=64, num_classes=10, depths=(1, 1, 1, 1))
     names = flatten_jax.weights.layout.entries(flatten_jax.weights.layout.layout(model))
-    assert any(name.endswith("in_proj.weight" if attention == "mlla" else "qkv.weight") for name in names)
+    assert any(name.endswith("in_proj.weight" if attention == "mlla" else "kv.weight") for name in names)

@@ -43,6 +43,7 @@ def test_every_setting_of_every_config_is_in_the_table_and_every_default_is_allo
 
 
 OUTSIDE = {
+    "eval.resize": ("warp", "", "Short"),
     "seed": (-1, 2**32),
     "model.num_classes": (-1,),
     "model.drop_path": (-0.5, 1.0),
@@ -50,6 +51,9 @@ OUTSIDE = {
     "data.workers": (-1,),
     "data.on_corrupt": ("ignore",),
     "data.examples": (-5,),
+    "data.mean": ("(0.5,0.5)", "0.5", "(0.5,0.5,1.5)", "(-0.1,0.5,0.5)"),
+    "data.std": ("(0.5,0.5)", "(0.5,0.5,0)", "half"),
+    "augment.repeats": (0, -1, 1.5),
     "augment.scale": ("big", "(1.0,0.08)", "(0,1)", "(0.1,1.5)", "0.5", "('a','b')", "(0.1,0.2,0.3)", "(True,True)"),
     "augment.ratio": ("(2,1)", "wide", "(0,1)"),
     "augment.hflip": (-0.1, 1.1),
