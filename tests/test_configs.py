@@ -13,7 +13,8 @@ from flatten_jax import list_attentions
 from flatten_jax.attention import ATTENTIONS, attention_options
 from flatten_jax.data.augment import RESIZE_RATIO
 from flatten_jax.models import PUBLISHED, create_model, cswin, deit, model_options, pvt, swin
-from flatten_jax.training import agreement
+from flatten_jax.models.registry import FAMILIES as FAMILIES_OF_MODELS
+from flatten_jax.training import agreement, run_config, settings
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "base", "recipes"))
@@ -142,8 +143,20 @@ def test_what_all_published_recipes_share():
 
 @pytest.mark.parametrize("variant", ["", ",smoke"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_published_config_builds_its_model(name, variant):
+def test_published_config_names_its_model(name, variant):
+    config = settings.checked(load("published", name + variant))
+    options = {k: v for k, v in config.model.items() if v is not None and k != "name"}
+    assert options.keys() <= model_options(name).keys()
+    if not variant:
+        assert options.pop("drop_path") == RECIPES[name].drop_path
+        assert options == {"num_classes": 1000, "image_size": model_options(name)["image_size"], "dtype": "float32"}
+
+
+@pytest.mark.parametrize("variant", ["", ",smoke"])
+@pytest.mark.parametrize("family", FAMILIES_OF_MODELS)
+def test_a_config_of_every_family_builds_its_model(family, variant):
     """But for its depth: whole models are built by tests/models/test_registry.py."""
+    name = next(name for name in FAMILIES_OF_MODELS[family].MODELS if name in RECIPES)
     config = load("published", name + variant)
     shallow = {"depth": 1, "depths": (1,) * len(model_options(name).get("depths", ()))}
     config.model.update({k: v for k, v in shallow.items() if k in config.model})
@@ -212,7 +225,12 @@ def test_old_run_without_the_newer_options_can_be_resumed(tmp_path):
     old = json.loads(config.to_json())
     old["model"] = {k: v for k, v in old["model"].items() if v is not None}
     old["train"].update(epochs=20, warmup_epochs=2, cooldown_epochs=0)  # which were whole numbers
+    for key, setting in settings.SETTINGS.items():
+        if setting.before is not None:
+            section, name = key.split(".")
+            del old[section][name]
     (tmp_path / "config.json").write_text(json.dumps(old))
+    assert run_config.get_config(str(tmp_path)).augment.repeats == 1
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     agreement.claim(tmp_path, config, ("a", "b"))
 

@@ -103,10 +103,10 @@ def _stem(x: jax.Array, train: bool, channels: int, dtype: jnp.dtype | None) -> 
 def _downsample(x: jax.Array, train: bool, dtype: jnp.dtype | None) -> jax.Array:
     """1 x 1 to eight times the width, depthwise 3 x 3 / 2, 1 x 1 to twice the width; the norm is at the end only."""
     features = x.shape[-1]
-    conv = partial(Conv, dtype=dtype, name="conv")
-    depthwise = dict(kernel_size=3, stride=2, padding=1, groups=8 * features)
-    x = nn.relu(Scope(lambda x: conv(8 * features, 1)(x), name="conv_0")(x))
-    x = nn.relu(Scope(lambda x: conv(8 * features, **depthwise)(x), name="conv_1")(x))
+    wide = partial(Conv, 8 * features, 1, dtype=dtype, name="conv")
+    halve = partial(DepthwiseConv, 8 * features, 3, dtype, stride=2, name="conv")  # a grouped Conv is slow on the CPU
+    x = nn.relu(Scope(lambda x: wide()(x), name="conv_0")(x))
+    x = nn.relu(Scope(lambda x: halve()(x), name="conv_1")(x))
     return Scope(lambda x: conv_norm(x, train, 2 * features, 1, dtype=dtype), name="conv_2")(x)
 
 

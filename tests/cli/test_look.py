@@ -12,13 +12,15 @@ def test_models_are_listed_by_family_and_none_is_traced(capsys, monkeypatch):
     monkeypatch.delattr("flatten_jax.models.create_model")
     main(["models"])
     lines = capsys.readouterr().out.splitlines()
-    heads = [i for i, line in enumerate(lines) if line.split(" ")[0].removesuffix(":") in FAMILIES]
+    heads = [i for i, line in enumerate(lines) if line.partition(": ")[0] in FAMILIES]
     assert [lines[i].split(":")[0] for i in heads] == list(FAMILIES)
-    for start, end in itertools.pairwise([*heads, len(lines) - 2]):
+    last = next(i for i, line in enumerate(lines) if line.startswith("Weights that others published"))
+    for start, end in itertools.pairwise([*heads, last]):
         family = lines[start].split(":")[0]
         assert [line.split()[0] for line in lines[start + 1 : end - 1]] == list(FAMILIES[family].MODELS)
-    line = next(line for line in lines if line.startswith("agent_swin_s_288"))
-    assert line.split() == ["agent_swin_s_288", "288", "84.1", "(paper);", "weights", "published"]
+    of_model = [line.split() for line in lines if line.startswith("agent_swin_s_288")]
+    assert of_model[0] == ["agent_swin_s_288", "288", "84.1", "(paper);", "weights", "published:", "see", "below"]
+    assert of_model[1][1].startswith("https://")
 
 
 @pytest.mark.parametrize("arguments", [["flatten_deit_t"], ["*n_deit_t", "--family", "deit"]])

@@ -233,6 +233,7 @@ def test_real_files_fail_or_pass_by_their_content(tmp_path, picture):
         "rgb.jpg": picture(3),
     }.items():
         (tmp_path / "train/ant" / name).write_bytes(content)
+    (tmp_path / "val/ant").mkdir(parents=True)  # or a tenth would be held out
     (batch,) = train(open_source("folder", "train", folder=tmp_path), stop_step=1)
     assert batch["image"].shape == (4, 2, 2, 3)
     for name, content in (("cut.jpg", picture(4)[:-200]), ("text.jpg", b"<html>not found</html>")):

@@ -72,7 +72,7 @@ def test_rectangles_run(family):
     assert np.abs(logits[0] - logits[1]).max() > 1e-3 * np.abs(logits).max()
 
 
-@pytest.mark.parametrize("family", ["pvt_v2", "swin", "cswin", *OTHERS])
+@pytest.mark.parametrize("family", ["pvt_v2", "swin", "cswin", "ravlt", "mila", "l2vit"])
 def test_families_that_pad_take_any_size(family):
     model = small(family, image_size=(75, 101), features_only=True)
     maps = jax.eval_shape(model.apply, abstract_variables(model), images(model))
@@ -228,7 +228,7 @@ def test_drop_path_drops_in_training_only_and_more_in_later_blocks(family):
     np.testing.assert_allclose(*(jax.jit(m.apply)(variables, batch) for m in (model, small(family))), rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("family", ["deit", "swin"])  # the stages of all are run by one function
 def test_rematerialisation_changes_no_gradient(family):
     gradients = []
     for options in ({}, {"remat": True}, {"remat": True, "remat_policy": "products"}):
@@ -245,7 +245,7 @@ def test_rematerialisation_changes_no_gradient(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("family", ["ravlt", "efficientvit"])
 def test_a_loop_and_rematerialisation_change_no_step_of_training(family):
     """Logits and running statistics; in EfficientViT the convolutions are rematerialised too."""
     plain, other = (small(family, depths=(2,) * 4, **options) for options in ({}, dict(scan=True, remat=True)))
@@ -283,7 +283,7 @@ def test_an_unknown_remat_policy_is_refused():
         small("deit", remat=True, remat_policy="dots")
 
 
-@pytest.mark.parametrize("family", [*SMALL, *OTHERS])
+@pytest.mark.parametrize("family", [family for family in SMALL if family != "flowformer"])
 def test_bfloat16_is_near_and_gives_float32_logits(family):
     model, half = small(family), small(family, dtype="bfloat16")
     variables, batch = jax.jit(model.init)(KEY, images(model)), images(model)
@@ -294,7 +294,7 @@ def test_bfloat16_is_near_and_gives_float32_logits(family):
     assert {x.dtype for x in maps} == {jnp.dtype("bfloat16")}  # nothing between went back to float32
 
 
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("family", [family for family in SMALL if family != "flowformer"])  # its flows are in float32
 def test_products_are_in_bfloat16_forward_and_backward(family):
     """All but the normaliser of linear attention and, in JAX's softmax attention, the gradient of the scores."""
     model = small(family, dtype="bfloat16")

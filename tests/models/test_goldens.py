@@ -12,20 +12,14 @@ from . import reference
 WHOLE = [
     "agent_cswin_t",
     "agent_deit_t",
-    "agent_pvt_t",
-    "agent_swin_t",
     "deit_t",
     "flatten_cswin_t",
     "flatten_deit_t",
     "flatten_pvt_t",
     "flatten_pvt_v2_b0",
     "flatten_swin_t",
-    "inline_cswin_t",
-    "inline_deit_t",
-    "inline_pvt_t",
     "inline_swin_t",
     "pola_pvt_t",
-    "pola_swin_t",
     "swin_t",
 ]
 SLOW = [
@@ -37,7 +31,6 @@ SLOW = [
     "flowformer",
     "hornet_t_gf",
     "hyena_deit_t",
-    "hyena_deit_t_hybrid",
     "l2vit_t",
     "mhla_deit_t",
     "mila_t",

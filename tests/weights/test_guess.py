@@ -37,6 +37,7 @@ def shapes_of_blocks(name):
 AS_ANOTHER = {"cswin_b_384": "cswin_b", "inline_cswin_b_384": "inline_cswin_b"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [deit, pvt, pvt_v2, swin, cswin], ids=lambda family: family.FAMILY.__name__)
 def test_every_model_is_recognised(family):
     """One test for a family, as all of its models are compared with the same blocks, which take seconds to trace."""
@@ -59,7 +60,7 @@ def test_every_model_is_recognised(family):
         ("flatten_deit_t", dict(num_classes=10, image_size=(256, 256), kernel_size=3)),
         ("flatten_deit_t", dict(attn_type="focused*6+softmax")),
         ("deit_t", dict(image_size=(384, 384))),
-        ("agent_deit_t", dict(image_size=(256, 256), num_classes=10)),
+        pytest.param("agent_deit_t", dict(image_size=(256, 256), num_classes=10), marks=pytest.mark.slow),
         ("inline_deit_t", dict(image_size=(256, 256))),
         ("deit_t", dict(attn_type="inline")),
         pytest.param(
