@@ -53,7 +53,8 @@ def train(run: Run, workdir: str, *, wait_seconds: float = 300, profiled: profil
 
 def _train(run: Run, folder: Path, wait_seconds: float, profiled: profile.Steps | None) -> None:
     config, total = run.config, run.total_steps
-    tracker.check_installed(config.tracker.name)
+    if agreement.is_first():
+        tracker.check_installed(config.tracker.name)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep, metric=f"eval/{run.task.best}")
     facts = {"steps": total, "evaluation batches": run.num_eval_batches, "checkpoints seen": checkpoints.steps()}
     agreement.check_same_everywhere(config, facts, wait_seconds)

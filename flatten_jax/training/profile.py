@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 from absl import logging
+from tqdm import tqdm
 
 Steps = tuple[int, int]  # the first and the last one to trace
 
@@ -65,7 +66,7 @@ def traced(steps: range, wanted: Steps | None, folder: Path, wait: Callable[[], 
                 running = False
                 if attempt(jax.profiler.stop_trace):
                     how = f"xprof --logdir={folder}   # pip install xprof"
-                    print(f"steps {first} to {last} are traced: {how}", flush=True)
+                    tqdm.write(f"steps {first} to {last} are traced: {how}")
     finally:
         if running:
             attempt(jax.profiler.stop_trace)

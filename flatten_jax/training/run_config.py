@@ -50,7 +50,7 @@ def get_config(path: str) -> ml_collections.ConfigDict:
             section, _, word = key.rpartition(".")
             if setting.before is not None and word not in config.get(section, ()):
                 with config.unlocked():
-                    config.setdefault(section, ml_collections.ConfigDict())[word] = setting.before
+                    config.update({section: {word: setting.before}})
         config.model = model_section(saved["model"]["name"])
         with config.model.unlocked():
             config.model.update({k: _of_json(v, f"model.{k}") for k, v in saved["model"].items() if v is not None})

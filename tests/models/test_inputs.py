@@ -53,7 +53,7 @@ def test_pretrained_says_where_weights_are():
     assert "flatten_jax.load_weights('flatten_swin_t.pth', flatten_jax.create_model('flatten_swin_t'))" in str(
         error.value
     )
-    with pytest.raises(ValueError, match=r"weights of deit_t are known.*flatten-jax models.*load_weights\(FILE, model\)"):
+    with pytest.raises(ValueError, match=r"weights of deit_t are known.*jax models.*load_weights\(FILE, model\)"):
         flatten_jax.create_model("deit_t", pretrained=True)
     assert flatten_jax.create_model("flatten_deit_t", pretrained=False, **TINY)
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from flatten_jax.training import tracker
+from flatten_jax.training import agreement, run_config, tracker
 from flatten_jax.training.metrics import MetricsWriter
 
 STAND_IN = """
@@ -69,6 +69,16 @@ def test_one_that_fails_is_said_once_and_the_training_goes_on(stand_in, tiny_con
         writer.write(step, {"train/loss": 1.0})
     assert caplog.messages == ["the tracker cannot be written, the training goes on without: division by zero"]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_from_before_there_were_trackers_goes_on(tiny_config, tmp_path):
+    saved = json.loads(tiny_config.to_json_best_effort())
+    del saved["tracker"], saved["data"]["mean"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    config = run_config.get_config(str(tmp_path))
+    assert config.tracker.to_dict() == {"name": "none", "project": "flatten_jax"}
+    agreement.claim(tmp_path, configured(config, "wandb"), ("a", "b"))
 
 
 def test_what_is_not_installed_is_one_line(tmp_path, monkeypatch):
