@@ -26,6 +26,9 @@ CHECKPOINT = flags.DEFINE_string(
     None,
     "With --mode=eval: a run's folder or one of its checkpoints/<step>. Default: workdir.",
 )
+PROFILE = flags.DEFINE_string(
+    "profile", None, "Steps to trace into workdir/profile for xprof or TensorBoard: first and last, such as 10-12."
+)
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "host:port of process 0. Cloud TPU and SLURM need no such flags."
 )
@@ -48,6 +51,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         print("Others are shown by --helpfull.")
         sys.exit(0)
     from flatten_jax.cli import config_file
+    from flatten_jax.training import profile
 
     try:
         argv = sys.argv[:] = config_file.check_arguments(argv)  # where ml_collections looks for overrides
@@ -56,6 +60,10 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise ValueError(f"unexpected arguments {' '.join(rest[1:])}; overrides are written --config.x.y=value")
         if not WORKDIR.value and not (MODE.value == "check" or (MODE.value == "eval" and CHECKPOINT.value)):
             raise ValueError("where? There is no --workdir=FOLDER, for checkpoints and metrics")
+        if PROFILE.value is not None:
+            profile.parse(PROFILE.value)
+            if MODE.value != "train":
+                raise ValueError(f"--profile={PROFILE.value} is of the steps of a training, not of --mode={MODE.value}")
         return rest
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -86,7 +94,7 @@ def main(argv: list[str]) -> None:
     import jax
 
     from flatten_jax import runtime
-    from flatten_jax.training import agreement, loop, setup
+    from flatten_jax.training import agreement, loop, profile, setup
 
     runtime.keep_freed_memory()
     config, given = CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])
@@ -101,7 +109,8 @@ def main(argv: list[str]) -> None:
         elif MODE.value == "check":
             loop.check(run)
         else:
-            loop.train(run, WORKDIR.value, wait_seconds=WAIT_SECONDS.value)
+            profiled = profile.parse(PROFILE.value) if PROFILE.value else None
+            loop.train(run, WORKDIR.value, wait_seconds=WAIT_SECONDS.value, profiled=profiled)
             if agreement.is_first():
                 print(next_steps(run))
     except loop.Preempted as signal:

@@ -84,6 +84,7 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
         {"fsdp": 1}
     )  # devices that share one copy of the state; divides their number
     config.log_every_steps = 50
+    config.tracker = ml_collections.ConfigDict({"name": "none", "project": "flatten_jax"})  # or "wandb", "trackio"
     return config
 
 

@@ -3,7 +3,7 @@
 from flatten_jax._version import __version__
 from flatten_jax.attention import Attention, Site, attention_info, focused_map, linear_attention, list_attentions
 from flatten_jax.hosts import FocusedLinearAttention, LinearAttention, QKVAttention, ReducedAttention
-from flatten_jax.models import create_model, init, list_models, model_options, normalize
+from flatten_jax.models import create_model, init, list_models, model_options, normalize, num_params, summary
 from flatten_jax.ops.depthwise import depthwise_conv
 from flatten_jax.ops.derivative import forward_mode
 from flatten_jax.trained.hub import from_pretrained, push_to_hub, save_pretrained
@@ -33,8 +33,10 @@ __all__ = [
     "load_weights",
     "model_options",
     "normalize",
+    "num_params",
     "push_to_hub",
     "save_pretrained",
     "save_weights",
+    "summary",
     "to_torch",
 ]

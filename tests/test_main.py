@@ -13,12 +13,27 @@ from PIL import Image
 
 from .command import CACHE, ROOT, TINY, assert_same_bits, metrics, run, start
 
+# Of a tracker: what it is told, in the folder that it is given.
+STAND_IN = """
+import json, pathlib
+def init(dir, **options):
+    global file
+    file = pathlib.Path(dir) / "wandb.jsonl"
+def write(entry):
+    with file.open("a") as out:
+        out.write(json.dumps(entry) + "\\n")
+def log(values, step): write([step, values])
+def finish(): write("finished")
+"""
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run's folder, and what it printed."""
-    folder = tmp_path_factory.mktemp("finished")
-    status, output = run(*TINY, "--workdir", folder)
+    folder, modules = tmp_path_factory.mktemp("finished"), tmp_path_factory.mktemp("modules")
+    (modules / "wandb.py").write_text(STAND_IN)
+    more = ("--profile=2-3", "--config.tracker.name=wandb")
+    status, output = run(*TINY, *more, "--workdir", folder, PYTHONPATH=str(modules))
     assert status == 0, output
     return folder, output
 
@@ -35,6 +50,15 @@ def test_training_prints_its_progress_and_leaves_its_records(finished):
     assert list((folder / "tensorboard").iterdir())
     for file in ("curves.png", "classes.json"):
         assert (folder / file).stat().st_size
+
+
+def test_steps_are_traced_and_a_tracker_is_told_the_same_numbers(finished):
+    folder, output = finished
+    assert f"steps 2 to 3 are traced: xprof --logdir={folder}/profile" in output
+    assert len(list(folder.glob("profile/plugins/profile/*/*.xplane.pb"))) == 1
+    *logged, last = (json.loads(line) for line in (folder / "wandb.jsonl").read_text().splitlines())
+    assert [{"step": step, **values} for step, values in logged] == metrics(folder)
+    assert last == "finished"
 
 
 def test_help_is_no_error_and_leads_to_the_settings():
@@ -156,6 +180,10 @@ def test_fine_tuning_from_another_run_says_what_it_loaded(finished, tmp_path):
         (["--config.train.accumulation=0"], "error: train.accumulation=0 must be a whole number, at least 1"),
         (["--cofnig=x"], "error: Unknown command line flag 'cofnig'. Did you mean: config"),
         (["--mode=evl"], "error: flag --mode=evl: value should be one of <train|eval|check>"),
+        (["--profile=20-30"], "error: --profile=20-30 is not of this run, which has steps 1 to 12 before it"),
+        (["--profile=3-1"], "error: --profile=3-1 must be the first and the last step to trace"),
+        (["--profile=1-2", "--mode=check"], "error: --profile=1-2 is of the steps of a training, not of --mode=check"),
+        (["--config.tracker.name=wandb"], "error: tracker.name='wandb' needs wandb, which is not installed: pip"),
         (["more"], "error: unexpected arguments more; overrides are written --config.x.y=value"),
         (["--config.train.epochs=many"], "epochs"),
         (["--config.model.name=flatten_deit_x"], "did you mean 'flatten_deit_"),

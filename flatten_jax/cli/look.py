@@ -18,7 +18,7 @@ def add_models(commands: Any) -> None:
         "pattern",
         nargs="?",
         help="a shell pattern, such as 'flatten_pvt_*': these models only, and their parameters and multiply-adds "
-        "too, for which each is traced in seconds",
+        "too, for which each is traced in seconds; of a single model its levels as well",
     )
     command.add_argument("--family", help="the models of a file of flatten_jax/models only, such as swin; likewise")
     command.set_defaults(run=list_models)
@@ -49,6 +49,8 @@ def list_models(args: argparse.Namespace) -> None:
             print(f"\n{family}: {inspect.getdoc(FAMILIES[family]).splitlines()[0]}")
         for name in names:
             print(_line(name, width, counted), flush=True)
+    if counted and sum(map(len, families.values())) == 1:
+        print(f"\n{_levels(*(name for names in families.values() for name in names))}")
     if linked := [name for names in families.values() for name in names if _weights(name)]:
         print(
             "\nWeights that others published: download one in a browser, then\n"
@@ -71,17 +73,20 @@ def _weights(name: str) -> str | None:
     return PUBLISHED[name].weights if name in PUBLISHED else None
 
 
-def _line(name: str, width: int, counted: bool) -> str:
-    import jax
+def _levels(name: str) -> str:
+    from flatten_jax import models
 
+    return models.summary(models.create_model(name))
+
+
+def _line(name: str, width: int, counted: bool) -> str:
     from flatten_jax import models
 
     height, across = models.model_options(name)["image_size"]
     size, counts = str(height) if height == across else f"{height}x{across}", ""
     if counted:
         model = models.create_model(name)
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(models.abstract_variables(model)))
-        counts = f" {parameters:12,} {models.multiply_adds(model) / 1e9:7.3f}"
+        counts = f" {models.num_params(model):12,} {models.multiply_adds(model) / 1e9:7.3f}"
     said = models.PUBLISHED.get(name)
     sources = [] if said is None else [(said.paper, "paper"), (said.release, "release")]
     top1 = ", ".join(f"{accuracy} ({source})" for accuracy, source in sources if accuracy is not None) or "-"

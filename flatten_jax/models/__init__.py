@@ -11,6 +11,7 @@ from flatten_jax.models.create import (
 )
 from flatten_jax.models.flops import multiply_adds
 from flatten_jax.models.images import dummy_images, normalize
+from flatten_jax.models.overview import num_params, summary
 from flatten_jax.models.registry import PUBLISHED, Published
 
 __all__ = [
@@ -25,5 +26,7 @@ __all__ = [
     "model_options",
     "multiply_adds",
     "normalize",
+    "num_params",
     "parameters_left_out",
+    "summary",
 ]

@@ -4,7 +4,9 @@ import dataclasses
 import difflib
 import fnmatch
 import functools
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -56,8 +58,8 @@ def create_model(name: str, **options: Any) -> Backbone:
     """A Linen module by name: `logits = model.apply(variables, images, train=False)`.
 
     Images are (B, height, width, 3), normalised; logits (B, num_classes), float32. Training needs the random stream
-    "dropout" when `drop_path` > 0. Variables come from `init`, `load_weights` or `from_torch`. What else a model
-    gives (features, maps of its levels) is said in `models.backbone.Backbone`.
+    "dropout" when `drop_path` > 0. Variables come from `flatten_jax.init`, or `load_weights`; `from_pretrained` gives
+    model and variables. What else a model gives (features, maps of its levels) is said in `models.backbone.Backbone`.
 
     Args:
         name: one of `list_models()`, or the release's name for it, such as "flatten_swin_tiny_patch4_224".
@@ -79,9 +81,12 @@ def create_model(name: str, **options: Any) -> Backbone:
         ValueError: unknown name or option (the nearest is named), an option without effect, a size that does not fit,
             an attention that does not fit the model.
     """
+    if "/" in name:  # timm's "hf-hub:owner/name"
+        raise ValueError(
+            f"{name!r} is no name of a model; {_both(name.removeprefix('hf-hub:').removeprefix('hf_hub:'))}"
+        )
     entry = _lookup(name)
-    if options.pop("pretrained", False):
-        raise ValueError(f"pretrained: create_model gives no weights. {where_weights_are(ALIASES.get(name, name))}")
+    _refuse_weights(name, options)
     fields = {f.name for f in dataclasses.fields(entry.family)} - _NO_OPTIONS
     of_attentions = {option: default for a in ATTENTIONS for option, default in attention_options(a).items()}
     for option in options:
@@ -122,6 +127,30 @@ def create_model(name: str, **options: Any) -> Backbone:
             raise ValueError(f"{option!r} has no effect on {name} with {_cause(model, option)}: leave it out")
     abstract_variables(model)  # a wrong size or pattern is refused here, with its own message, not in a training step
     return model
+
+
+def _refuse_weights(name: str, options: dict[str, Any]) -> None:
+    """Take timm's `pretrained` and `checkpoint_path` out of `options`; ValueError with the call that gives weights."""
+    given = {option: options.pop(option) for option in ("pretrained", "checkpoint_path") if option in options}
+    for option, value in given.items():
+        if isinstance(value, str | os.PathLike) and str(value):
+            path = os.fspath(value)
+            raise ValueError(
+                f"{option}={path!r}: create_model gives a module without weights; {_both(path, options)}, or, by "
+                f"name, flatten_jax.load_weights({path!r}, flatten_jax.create_model({_call(name, options)}))"
+            )
+        if value:
+            raise ValueError(
+                f"{option}: create_model gives a module without weights. {where_weights_are(ALIASES.get(name, name))}"
+            )
+
+
+def _both(path: str, options: Mapping[str, Any] = MappingProxyType({})) -> str:
+    return f"model, variables = flatten_jax.from_pretrained({_call(path, options)}) gives both"
+
+
+def _call(first: str, options: Mapping[str, Any]) -> str:
+    return ", ".join([repr(first), *(f"{option}={value!r}" for option, value in options.items())])
 
 
 def init(model: nn.Module, seed: int = 0) -> dict[str, Any]:

@@ -93,10 +93,9 @@ def where_weights_are(name: str) -> str:
     """Where the published weights of a model are, and how they are loaded, for people."""
     said = PUBLISHED.get(name)
     if said is None or not said.weights:
-        known = ", ".join(sorted(name for name, of in PUBLISHED.items() if of.weights))
         return (
-            f"The FLatten release has none of {name}, but of {known}; those of others are loaded by "
-            "flatten_jax.load_weights(FILE, model)"
+            f"No published weights of {name} are known here, `flatten-jax models` links those of others; a file is "
+            "loaded by flatten_jax.load_weights(FILE, model)"
         )
     return (
         f"Those of {name} are at {said.weights}: download them in a browser, then "

@@ -20,7 +20,16 @@ CLASSES_FILE = "classes.json"  # in a run's folder: the name of every class, by 
 MESSAGE_BYTES = 2**15  # room for a config in the one exchange before all others, whose size has to be agreed
 # What may differ between hosts, and what between a run and its resumption: none of it changes what is computed.
 _OF_A_HOST = ("data.workers", "data.data_dir", "data.folder")
-_OF_A_SESSION = (*_OF_A_HOST, "log_every_steps", "eval.", "checkpoint.", "init_", "mesh.", "train.skip_nonfinite_steps")
+_OF_A_SESSION = (
+    *_OF_A_HOST,
+    "log_every_steps",
+    "eval.",
+    "checkpoint.",
+    "init_",
+    "mesh.",
+    "train.skip_nonfinite_steps",
+    "tracker.",
+)
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None, wait_seconds: float) -> None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from flatten_jax.training import agreement
+from flatten_jax.training import agreement, profile, tracker
 from flatten_jax.training.checkpoint import Checkpoints, load_weights
 from flatten_jax.training.evaluate import evaluate, make_eval_step
 from flatten_jax.training.lock import only_run_in
@@ -30,33 +30,38 @@ FIRST_SAVE_SECONDS = 20  # that a signal before the first step waits: what would
 CHECKED_STEPS = 3  # of `check`: the first ones take longer
 
 
-def train(run: Run, workdir: str, *, wait_seconds: float = 300) -> None:
+def train(run: Run, workdir: str, *, wait_seconds: float = 300, profiled: profile.Steps | None = None) -> None:
     """Train to the end, from wherever the run in `workdir` stands.
 
     Writes `config.json`, `classes.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/<step>/` there.
 
     Args:
         wait_seconds: how long to wait for other processes to get ready, see `agreement.join`.
+        profiled: the first and the last step to trace into `profile/`.
 
     Raises:
         Preempted: on SIGTERM or SIGINT, with a checkpoint of the step reached.
-        ValueError: another process trains in `workdir`, or did so with another config.
+        ValueError: another process trains in `workdir`, or did so with another config; steps that are not taken.
+        ImportError: the tracker is not installed.
         TrainingDiverged: the checkpoints before it stay.
     """
     folder = Path(workdir)
     with only_run_in(folder) if agreement.is_first() else contextlib.nullcontext("") as other:
         agreement.refuse_if_taken(folder, other, wait_seconds)
-        _train(run, folder, wait_seconds)
+        _train(run, folder, wait_seconds, profiled)
 
 
-def _train(run: Run, folder: Path, wait_seconds: float) -> None:
+def _train(run: Run, folder: Path, wait_seconds: float, profiled: profile.Steps | None) -> None:
     config, total = run.config, run.total_steps
+    if agreement.is_first():
+        tracker.check_installed(config.tracker.name)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep, metric=f"eval/{run.task.best}")
     facts = {"steps": total, "evaluation batches": run.num_eval_batches, "checkpoints seen": checkpoints.steps()}
     agreement.check_same_everywhere(config, facts, wait_seconds)
     agreement.claim(folder, config, run.train_source.class_names)
     newest = checkpoints.newest()
     start = newest or 0
+    profile.check(profiled, start, total)
     every = {kind: run.in_steps(config[kind].every_epochs) for kind in ("eval", "checkpoint")}
     # Of a step that was saved because of a signal, the evaluation may be missing.
     owed = start > 0 and _is_due(start, every["eval"], total) and checkpoints.evaluation(start) is None
@@ -69,7 +74,7 @@ def _train(run: Run, folder: Path, wait_seconds: float) -> None:
         stack.callback(checkpoints.close)
         state, origin = preemption.interruptible(lambda: _start(run, checkpoints, newest))
         preemption.defer()
-        writer = stack.enter_context(contextlib.closing(MetricsWriter(folder, start)))
+        writer = stack.enter_context(contextlib.closing(MetricsWriter(folder, start, tracker.opener(config, folder))))
         progress = stack.enter_context(contextlib.closing(Progress(start, total)))
         meter = Meter(config.train.batch_size, config.train.skip_nonfinite_steps)
         began, step, result = time.monotonic(), start, None
@@ -86,7 +91,8 @@ def _train(run: Run, folder: Path, wait_seconds: float) -> None:
             if owed:
                 checkpoints.add_evaluation(start, evaluated(start, state))
             batches = stack.enter_context(contextlib.closing(run.train_batches(start)))
-            for step in range(start + 1, total + 1):
+            steps = profile.traced(range(start + 1, total + 1), profiled, folder / "profile", meter.collect)
+            for step in stack.enter_context(contextlib.closing(steps)):
                 batch, replaced_images = next(batches)
                 state, metrics = train_step(state, batch)
                 meter.add(step, metrics, replaced_images)  # looks at the step before, while this one computes
@@ -153,6 +159,7 @@ def check(run: Run) -> None:
 
     Nothing is written.
     """
+    tracker.check_installed(run.config.tracker.name)
     with Preemption(run.mesh) as preemption:
         state, origin = preemption.interruptible(lambda: _first_state(run))
         _describe(run, state, origin)

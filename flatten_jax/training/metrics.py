@@ -7,6 +7,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 from flatten_jax.training.sharding import to_host
+from flatten_jax.training.tracker import Tracker
 
 # A step is reported that takes so many times the median of the last ones, and that many seconds at least.
 SLOW_FACTOR, SLOW_SECONDS, SLOW_WINDOW = 10, 1.0, 100
@@ -114,7 +116,7 @@ class Meter:
 
 
 class MetricsWriter:
-    """One JSON object a line in `metrics.jsonl` (`step` and the values), and the same to TensorBoard.
+    """One JSON object a line in `metrics.jsonl` (`step` and the values), the same to TensorBoard and to a tracker.
 
     Only the first process writes. What cannot be written, on a full disk for instance, is said once and never stops
     the training.
@@ -123,26 +125,34 @@ class MetricsWriter:
         workdir: of the run.
         step: the step that the run goes on from. Lines after it, which a killed run wrote and this one will write
             again, are removed.
+        open_tracker: gives what else is told the numbers, see `tracker.Tracker`.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, open_tracker: Callable[[], Tracker] | None = None):
         self._path = workdir / "metrics.jsonl"
         self._enabled = jax.process_index() == 0
         self._told: set[str] = set()
         self._tensorboard: EventsWriter | None = None
+        self._tracker: Tracker | None = None
         if self._enabled:
             self._try("metrics.jsonl", lambda: _truncate_after(self._path, step))
             self._try("TensorBoard", lambda: self._open_tensorboard(workdir / "tensorboard", step))
+            if open_tracker is not None:
+                self._try("the tracker", lambda: setattr(self, "_tracker", open_tracker()))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if self._enabled and values:
             self._try("metrics.jsonl", lambda: self._append(json.dumps({"step": step, **values}) + "\n"))
             if self._tensorboard is not None:
                 self._try("TensorBoard", lambda: self._add_events(step, values))
+            if self._tracker is not None:
+                self._try("the tracker", lambda: self._tracker.write(step, values))
 
     def close(self) -> None:
         if self._tensorboard is not None:
             self._try("TensorBoard", self._tensorboard.close)
+        if self._tracker is not None:
+            self._try("the tracker", self._tracker.close)
 
     def _try(self, what: str, action) -> None:
         try:

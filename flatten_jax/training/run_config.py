@@ -48,9 +48,9 @@ def get_config(path: str) -> ml_collections.ConfigDict:
         config = ml_collections.ConfigDict({k: _of_json(v, k) for k, v in saved.items() if k != "model"})
         for key, setting in SETTINGS.items():
             section, _, word = key.rpartition(".")
-            if setting.before is not None and word not in config[section]:
+            if setting.before is not None and word not in config.get(section, ()):
                 with config.unlocked():
-                    config[section][word] = setting.before
+                    config.update({section: {word: setting.before}})
         config.model = model_section(saved["model"]["name"])
         with config.model.unlocked():
             config.model.update({k: _of_json(v, f"model.{k}") for k, v in saved["model"].items() if v is not None})

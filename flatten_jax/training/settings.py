@@ -130,6 +130,8 @@ SETTINGS: dict[str, Setting] = {
     "checkpoint.keep": Setting(int, "[1, inf)", "how many of the newest; the best is kept besides"),
     "mesh.fsdp": Setting(int, "[1, inf)", "devices that share one copy of the state; divides their number"),
     "log_every_steps": Setting(int, "[1, inf)", "a line on the screen and in metrics.jsonl"),
+    "tracker.name": Setting(str, "none | wandb | trackio", "what shows the same numbers in a browser", "none"),
+    "tracker.project": Setting(str, "", "the group of runs that it is shown in there", "flatten_jax"),
 }
 # Sizes that a model of any family has one of, or a tuple of one for each stage.
 _SIZES = ("depth", "depths", "embed_dim", "embed_dims", "num_heads", "patch_size")

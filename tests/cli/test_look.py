@@ -26,8 +26,12 @@ def test_models_are_listed_by_family_and_none_is_traced(capsys, monkeypatch):
 @pytest.mark.parametrize("arguments", [["flatten_deit_t"], ["*n_deit_t", "--family", "deit"]])
 def test_models_prints_the_published_sizes(arguments, capsys):
     main(["models", *arguments])
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("flatten_deit_t"))
+    lines = capsys.readouterr().out.splitlines()
+    line = next(line for line in lines if line.startswith("flatten_deit_t"))
     assert line.split()[1:6] == ["224", "6,190,888", "1.144", "74.1", "(paper)"]
+    levels = lines.index(next(line for line in lines if line.startswith("level ")))
+    assert lines[levels + 4].split() == ["blocks.11", "14", "x", "14", "x", "192", lines[levels + 4].split()[-1]]
+    assert [line.split()[-1] for line in lines[levels + 5 : levels + 7]] == ["193,384", "6,190,888"]
 
 
 def test_unknown_pattern_is_one_line():

@@ -53,15 +53,57 @@ def test_pretrained_says_where_weights_are():
     assert "flatten_jax.load_weights('flatten_swin_t.pth', flatten_jax.create_model('flatten_swin_t'))" in str(
         error.value
     )
-    with pytest.raises(ValueError, match=r"has none of deit_t, but of flatten_cswin_t, .*load_weights\(FILE, model\)"):
+    with pytest.raises(ValueError, match=r"weights of deit_t are known.*jax models.*load_weights\(FILE, model\)"):
         flatten_jax.create_model("deit_t", pretrained=True)
     assert flatten_jax.create_model("flatten_deit_t", pretrained=False, **TINY)
+
+
+@pytest.mark.parametrize("option", ["pretrained", "checkpoint_path"])
+def test_weights_are_another_call_which_is_said_in_one_line(option, tmp_path):
+    with pytest.raises(ValueError) as error:
+        flatten_jax.create_model("flatten_swin_t", **{option: "hf://owner/name"}, num_classes=7)
+    said = str(error.value)
+    assert said.startswith(f"{option}='hf://owner/name': create_model gives a module without weights")
+    assert "model, variables = flatten_jax.from_pretrained('hf://owner/name', num_classes=7) gives both" in said
+    by_name = "flatten_jax.create_model('flatten_swin_t', num_classes=7)"
+    assert said.endswith(f"flatten_jax.load_weights('hf://owner/name', {by_name})") and "\n" not in said
+    with pytest.raises(ValueError, match=f"from_pretrained\\('{tmp_path}'\\)"):
+        flatten_jax.create_model("flatten_swin_t", **{option: tmp_path})
+    assert flatten_jax.create_model("flatten_deit_t", **{option: ""}, **TINY)
+
+
+def test_a_repository_is_no_name_of_a_model():
+    with pytest.raises(ValueError, match=r"'hf-hub:owner/name' is no name.*from_pretrained\('owner/name'\) gives both"):
+        flatten_jax.create_model("hf-hub:owner/name")
+
+
+def test_parameters_are_counted_and_statistics_are_not():
+    model = flatten_jax.create_model("flatten_deit_t", **TINY)
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape), abstract_variables(model))
+    counts = [flatten_jax.num_params(x) for x in (model, variables, variables["params"])]
+    assert counts == [sum(leaf.size for leaf in jax.tree.leaves(variables))] * 3
+    assert flatten_jax.num_params({**variables, "batch_stats": {"mean": np.zeros(9)}}) == counts[0]
+
+
+def test_a_summary_has_every_level_and_adds_up():
+    model = flatten_jax.create_model("flatten_deit_t", **{**TINY, "depth": 2})
+    head, *rows = (line.split() for line in flatten_jax.summary(model).splitlines())
+    assert head == ["level", "map", "parameters"]
+    assert [row[:-1] for row in rows] == [
+        ["blocks.0", "4", "x", "4", "x", "8"],
+        ["blocks.1", "4", "x", "4", "x", "8"],
+        ["head,", "norm", "3"],
+        ["all"],
+    ]
+    counts = [int(row[-1].replace(",", "")) for row in rows]
+    assert sum(counts[:-1]) == counts[-1] == flatten_jax.num_params(model)
+    assert counts[2] == (8 + 1) * 3 + 2 * 8
 
 
 def test_the_list_of_models_shows_links_and_the_way_to_a_prediction(capsys):
     main(["models", "flatten_pvt_t"])
     printed = capsys.readouterr().out
-    assert f"flatten_pvt_t          {PUBLISHED['flatten_pvt_t'].weights}" in printed
+    assert f"flatten_pvt_t {PUBLISHED['flatten_pvt_t'].weights}" in printed
     assert (
         "flatten-jax predict --from flatten_pvt_t.pth PICTURES, or load_weights('flatten_pvt_t.pth', model)" in printed
     )

@@ -86,6 +86,7 @@ OUTSIDE = {
     "checkpoint.keep": (0,),
     "mesh.fsdp": (0,),
     "log_every_steps": (0, -1),
+    "tracker.name": ("mlflow", "WandB"),
     "model.depth": (0,),
     "model.num_heads": (0,),
     "model.patch_size": (-1,),
