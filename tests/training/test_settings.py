@@ -53,7 +53,7 @@ OUTSIDE = {
     "data.examples": (-5,),
     "data.mean": ("(0.5,0.5)", "0.5", "(0.5,0.5,1.5)", "(-0.1,0.5,0.5)"),
     "data.std": ("(0.5,0.5)", "(0.5,0.5,0)", "half"),
-    "augment.repeats": (0, -1, 1.5),
+    "augment.repeats": (0, -1),
     "augment.scale": ("big", "(1.0,0.08)", "(0,1)", "(0.1,1.5)", "0.5", "('a','b')", "(0.1,0.2,0.3)", "(True,True)"),
     "augment.ratio": ("(2,1)", "wide", "(0,1)"),
     "augment.hflip": (-0.1, 1.1),
