@@ -12,7 +12,7 @@ from .command import CACHE, ROOT
 
 FOLDER = ROOT / "notebooks"
 FIGURES = {"attention": 5, "finetune": 1, "tour": 3}  # that each shows
-SECONDS = 240  # two minutes on two idle cores, and here other tests run beside
+SECONDS = 600  # two minutes on two idle cores, and here other tests run beside
 
 
 def test_none_is_left_out():
