@@ -32,6 +32,7 @@ class SVT(PVT):
     """
 
     hallmark: ClassVar[str] = "block1.0.attn.complex_weight_ll"
+    heads: ClassVar[tuple[tuple[str, ...], ...]] = (("head",), ("aux_head",))
 
     attn_type: str = "svt,softmax,softmax,softmax"
     embed_dims: tuple[int, ...] = (64, 128, 320, 448)
