@@ -81,6 +81,7 @@ _OF_RAVLT = {
         weight_decay=1e-8,
         resize_ratio=1.0,
         resize="squash",
+        source="that of l2vit_b; warm-up and averaging of the fine-tuning are not public, and assumed",
         missing="training on ImageNet-22k before",
     ),
     "vvt_t": _vvt(0.1),
