@@ -39,15 +39,18 @@ def check_pictures(source: Source, progress: str = "") -> list[str]:
     return list(_each(fault, indices, cores()))
 
 
-def glance(source: Source) -> None:
+def glance(source: Source, process_index: int = 0, process_count: int = 1) -> None:
     """Look at the first and last bytes of a folder's pictures, and decode those that look wrong.
+
+    Args:
+        process_index, process_count: each process looks at its share of them.
 
     Raises:
         ValueError: some cannot be decoded; names them.
     """
     if not isinstance(source, FolderSource):
         return
-    count = min(len(source), GLANCED_AT)
+    indices = np.linspace(0, len(source) - 1, min(len(source), GLANCED_AT)).astype(int)[process_index::process_count]
 
     def fault(index: int) -> str | None:
         path = source.path(index)
@@ -58,12 +61,13 @@ def glance(source: Source) -> None:
             return str(error)
         return None
 
-    faults = list(_each(fault, np.linspace(0, len(source) - 1, count).astype(int).tolist(), READERS))
+    faults = list(_each(fault, indices.tolist(), READERS))
     if faults:
         more = f"\n  and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
         listed = "".join(f"\n  {fault}" for fault in faults[:LISTED])
         raise ValueError(
-            f"{len(faults)} of {count:,} pictures cannot be read:{listed}{more}\n`flatten-jax check-data` lists all"
+            f"{len(faults)} of {len(indices):,} pictures cannot be read:{listed}{more}\n"
+            "`flatten-jax check-data` lists all"
         )
 
 

@@ -24,10 +24,7 @@ class FolderSource(Source):
     Examples are ordered by class, then by file name, so that they are the same on every machine. A folder of class
     folders alone is all "train". Where there is nothing to evaluate on, a tenth of every class is held out. Classes and
     pictures may be symbolic links. Hidden files, such as macOS's `._x.jpg`, and files of other kinds are left out: the
-    log says how many.
-
-    Attributes:
-        note: what was done about a missing evaluation folder, for people; or "".
+    log says how many. `note` says what was done about a missing evaluation folder.
     """
 
     def __init__(self, folder: str | os.PathLike, split: str, hold_out: bool = True):
@@ -71,7 +68,6 @@ class FolderSource(Source):
                 names = [name for name in names if (name in aside) == (split != "train")]
             files += names
             labels += [label] * len(names)
-        self.note = ""
         if held_out and split != "train":
             if not files:
                 raise ValueError(f"{root} has one picture of each class, and none to evaluate on; {layout}")

@@ -29,9 +29,11 @@ class Source(abc.ABC):
 
     Attributes:
         class_names: one name per label.
+        note: what is unusual about the split, for people; or "".
     """
 
     class_names: tuple[str, ...]
+    note: str = ""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

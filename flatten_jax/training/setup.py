@@ -107,7 +107,7 @@ class Run:
     def notes(self) -> list[str]:
         """What a user may not expect: how batches and the sets go together."""
         size, batch = len(self.train_source), self.config.train.batch_size
-        left, said = size - self.steps_per_epoch * batch, [getattr(self.eval_source, "note", "")]
+        left, said = size - self.steps_per_epoch * batch, [self.eval_source.note]
         if left > WORTH_SAYING * size:
             smaller = range(batch, 0, -self.mesh.size)
             fitting = next((b for b in smaller if size % b <= WORTH_SAYING * size), self.mesh.size)
@@ -171,7 +171,7 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
         )
     steps_per_epoch = pipeline.steps_per_epoch(size, train.batch_size)
     for source in (eval_source, *([train_source] if config.data.on_corrupt == "fail" else [])):
-        check.glance(source)
+        check.glance(source, jax.process_index(), jax.process_count())
     return Run(
         config=config,
         training=training_of(config, model, mesh, steps_per_epoch),

@@ -56,6 +56,14 @@ def test_of_a_large_set_the_glance_takes_a_sample(image_folder, monkeypatch):
     assert sorted(seen) == [source.path(0), source.path(6)]
 
 
+def test_processes_share_the_glance(image_folder):
+    source = open_source("folder", "train", folder=image_folder)
+    cut(image_folder / "train/ant/b.jpg")  # the second of 7
+    check.glance(source, process_index=0, process_count=3)
+    with pytest.raises(ValueError, match=r"^1 of 2 pictures cannot be read"):
+        check.glance(source, process_index=1, process_count=3)
+
+
 def test_arrays_need_no_glance():
     source = open_source("synthetic", "train", examples=3)
     check.glance(source)
