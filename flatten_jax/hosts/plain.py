@@ -6,6 +6,7 @@ host's (`attn/qkv`, `attn/scale`, ...), as in the originals, so any attention fi
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -65,27 +66,20 @@ class QKVAttention(nn.Module):
         attention = make_attention(self.attn_type, self.num_heads, self.dtype, self.options, self.conv_init)
         nn.share_scope(self, attention)
         attention.check(x, site)
-        streams = project(attention, attention.streams, x, self.linear_init)
-        return attend(attention, x, site, streams, self.linear_init)
+        return attend(attention, x, site, self.projected(attention, x), self.linear_init)
+
+    @nn.nowrap
+    def projected(self, attention: Attention, x: jax.Array) -> dict[str, jax.Array]:
+        """The attention's streams of x (B, N, C), by layers of this module."""
+        return project(attention, attention.streams, x, self.linear_init)
 
 
-class SplitAttention(nn.Module):
-    """QKVAttention with queries and keys in one projection, values in another, neither with a bias: the form of TNT.
+class SplitAttention(QKVAttention):
+    """QKVAttention with queries and keys in one projection, values in another, neither with a bias: the form of TNT."""
 
-    Attributes: those of QKVAttention.
-    """
-
-    num_heads: int
-    attn_type: str = "softmax"
-    options: Mapping[str, Any] = nn.FrozenDict()
-    dtype: jnp.dtype | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, site: Site) -> jax.Array:
-        attention = make_attention(self.attn_type, self.num_heads, self.dtype, self.options)
-        nn.share_scope(self, attention)
-        attention.check(x, site)
+    @nn.nowrap
+    def projected(self, attention: Attention, x: jax.Array) -> dict[str, jax.Array]:
         scores = "".join(letter for letter in attention.streams if letter in "qk")
         others = "".join(letter for letter in attention.streams if letter not in "qk")
-        streams = project(attention, scores, x, use_bias=False) | project(attention, others, x, use_bias=False)
-        return attend(attention, x, site, streams)
+        project_without = partial(project, attention, x=x, initial=self.linear_init, use_bias=False)
+        return project_without(scores) | project_without(others)

@@ -130,6 +130,10 @@ class Backbone(nn.Module):
         idle |= set() if self.features_only else {"out_indices", "feature_norm"}
         return idle | (set() if self.remat else {"remat_policy"})
 
+    def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
+        """Makes the host of the attention of block j of stage i; blocks with equal ones are alike."""
+        raise NotImplementedError
+
     def rates(self) -> list[list[float]]:
         """Drop-path rates of each stage's blocks."""
         return drop_path_rates(self.drop_path, [len(names) for names in self.attentions()])
@@ -145,7 +149,6 @@ class Backbone(nn.Module):
         x: jax.Array,
         site: Site,
         i: int,
-        host: Callable[[int, str, dict[str, Any]], partial[nn.Module]],
         name: str,
         *,
         block: type[nn.Module] = Block,
@@ -160,8 +163,6 @@ class Backbone(nn.Module):
         Args:
             x: (B, N, C) tokens at `site`, or a map (B, height, width, C), then the results are maps too; or whatever
                 else `block` takes and gives: TNT's words beside the tokens.
-            host: host(j, attention, options) -> a partial that makes the host of block j's attention; blocks with equal
-                ones are alike.
             name: of the blocks, "stage1_" say, to which their number is added.
             block: makes a block of attention=, epsilon=, dtype=, name= and `settings`.
             count: the first so many blocks only.
@@ -173,12 +174,12 @@ class Backbone(nn.Module):
             tokens = x.reshape(x.shape[0], -1, x.shape[3])
             site = site.replace(grid=x.shape[1:3])
             more = dict(block=block, count=count, scan=scan, first=first, own=own, **settings)
-            outputs = self.stage(tokens, site, i, host, name, **more)
+            outputs = self.stage(tokens, site, i, name, **more)
             return [y.reshape(*x.shape[:3], y.shape[2]) for y in outputs]
         attentions = self.attentions()
         rates = self.rates()[i][:count]
         names, make = attentions[i][:count], rematerialised(block, self.remat_policy) if self.remat else block
-        hosts = [host(j, attention, self.options_of(i, j)) for j, attention in enumerate(names)]
+        hosts = [self.host(i, j, attention, self.options_of(i, j)) for j, attention in enumerate(names)]
         settings = {"epsilon": self.epsilon, "dtype": self.dtype, **settings}
         blocks = [
             make(attention=of_block, name=f"{name}{first + j}", **settings, **own(j))

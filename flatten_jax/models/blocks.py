@@ -15,7 +15,7 @@ from flatten_jax.ops.cpu import gradient_apart
 from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.depthwise import DepthwiseConv
 from flatten_jax.ops.gelu import gelu
-from flatten_jax.ops.initializers import FAN_OUT_CONV, NORMAL, TORCH_CONV, ConvInit
+from flatten_jax.ops.initializers import FAN_OUT_CONV, NORMAL, TORCH_CONV, ConvInit, position_embedding
 from flatten_jax.ops.norm import LayerNorm
 
 
@@ -182,8 +182,19 @@ class Block(nn.Module):
         mlp = Mlp(hidden_dim, self.mlp_local, self.dtype, self.mlp_activation, name="mlp")
         fed = mlp(norm(name="norm2")(x), site)
         if self.gamma is not None:
-            fed = fed * self.param("gamma", nn.initializers.constant(self.gamma), fed.shape[-1:]).astype(fed.dtype)
+            fed = scaled(self, "gamma", fed, self.gamma)
         return x + dropped(fed), attended
+
+
+def behind_token(module: nn.Module, x: jax.Array, name: str = "cls_token") -> jax.Array:
+    """Tokens x (B, N, C) behind one that all pictures share, a parameter (1, 1, C) of a module: (B, 1 + N, C)."""
+    token = module.param(name, position_embedding, (1, 1, x.shape[2])).astype(x.dtype)
+    return jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, x.shape[2])), x], axis=1)
+
+
+def scaled(module: nn.Module, name: str, x: jax.Array, initial: float) -> jax.Array:
+    """x (..., C) times a parameter (C,) of a module, at first `initial`."""
+    return x * module.param(name, nn.initializers.constant(initial), x.shape[-1:]).astype(x.dtype)
 
 
 def drop_path(x: jax.Array, rate: float | jax.Array, key: jax.Array) -> jax.Array:

@@ -8,22 +8,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.attention import Site, pattern
+from flatten_jax.attention import Site
 from flatten_jax.attention.contract import on_grid
-from flatten_jax.hosts import QKVAttention
-from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import Scope, dropped_path
+from flatten_jax.models.blocks import Scope, dropped_path, scaled
 from flatten_jax.models.published import Published
+from flatten_jax.models.staged import Staged
 from flatten_jax.ops.batch_norm import BatchNorm
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.depthwise import DepthwiseConv
 from flatten_jax.ops.gelu import gelu
-from flatten_jax.ops.initializers import NORMAL
+from flatten_jax.ops.initializers import NORMAL, ConvInit
 from flatten_jax.ops.norm import LayerNorm
 
 
-class CARE(Backbone):
+class CARE(Staged):
     """CARE-Transformer (Zhou et al., CVPR 2025, arXiv 2411.16170).
 
     Any image_size from 32 up; what is left over at the lower and right edge is not looked at. Logits are the mean of
@@ -37,7 +36,8 @@ class CARE(Backbone):
     """
 
     hallmark: ClassVar[str] = "dist_head.fc.weight"
-
+    level_name: ClassVar[str] = "stages.{0}"
+    conv_init: ClassVar[ConvInit] = NORMAL
     heads: ClassVar[tuple[tuple[str, ...], ...]] = (("head",), ("dist_head",))
 
     attn_type: str = "care"
@@ -47,41 +47,27 @@ class CARE(Backbone):
     num_heads: tuple[int, ...] = (1, 2, 4, 8)
 
     def level_info(self) -> list[dict[str, Any]]:
-        widths = (*self.embed_dims[:-1], int(self.embed_dims[-1] * self.ratios[-1][1]))
-        return [
-            {"num_chs": channels, "reduction": 4 * 2**i, "module": f"stages.{i}"} for i, channels in enumerate(widths)
-        ]
-
-    def attentions(self) -> list[tuple[str, ...]]:
-        return pattern(self.attn_type, self.depths)
+        *info, last = super().level_info()
+        return [*info, {**last, "num_chs": int(self.embed_dims[-1] * self.ratios[-1][1])}]
 
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
-        least = 4 * 2 ** (len(self.depths) - 1)
-        if min(self.image_size) < least:
-            raise ValueError(f"image_size={self.image_size} has a side below {least}, the stride: use larger images")
+        if min(self.image_size) < self.stride:
+            raise ValueError(
+                f"image_size={self.image_size} has a side below {self.stride}, the stride: use larger images"
+            )
         conv = partial(Conv, conv_init=NORMAL, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype)
         x, levels = norm(name="stem_1")(conv(self.embed_dims[0], 4, 4, name="stem_0")(images), train), []
         for i in range(count):
 
-            def host(j: int, attention: str, options: dict[str, Any], i: int = i) -> Any:
-                return partial(
-                    QKVAttention,
-                    self.num_heads[i],
-                    attn_type=attention,
-                    options=options,
-                    dtype=self.dtype,
-                    conv_init=NORMAL,
-                )
-
             def own(j: int, i: int = i) -> dict[str, Any]:
                 return dict(last=(i, j) == (len(self.depths) - 1, self.depths[-1] - 1))
 
-            def stage(x: jax.Array, i: int = i, host: Any = host, own: Any = own) -> jax.Array:
+            def stage(x: jax.Array, i: int = i, own: Any = own) -> jax.Array:
                 if i:
                     x = conv(self.embed_dims[i], 2, 2, name="downsample_1")(norm(name="downsample_0")(x, train))
                 site, kind = Site(x.shape[1:3], train=train), dict(block=_Block, ratios=self.ratios[i], epsilon=1e-5)
-                return self.stage(x, site, i, host, "blocks_", own=own, **kind)[-1]
+                return self.stage(x, site, i, "blocks_", own=own, **kind)[-1]
 
             x = Scope(stage, name=f"stages_{i}")(x)
             levels.append(x)
@@ -132,8 +118,7 @@ class _Block(nn.Module):
         y = y.reshape(*x.shape[:2], -1)
         if self.last:
             return y, attended
-        y = y * self.param("gamma", nn.initializers.constant(1e-6), (x.shape[2],)).astype(y.dtype)
-        return x + dropped_path(self, y, rate, site.train), attended
+        return x + dropped_path(self, scaled(self, "gamma", y, 1e-6), rate, site.train), attended
 
     @nn.nowrap
     def _mlp(self, x: jax.Array, site: Site, name: str, ratio: float, hidden_only: bool = False) -> jax.Array:

@@ -1,7 +1,7 @@
 """ConvNeXt: large depthwise convolutions and pointwise layers in the stages of a hierarchical transformer."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from flatten_jax.attention import Site
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import drop_path_rates, dropped_path
+from flatten_jax.models.blocks import drop_path_rates, dropped_path, scaled
 from flatten_jax.models.published import Published
 from flatten_jax.models.stack import rematerialised, run_blocks
+from flatten_jax.models.staged import Staged
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.cpu import gradient_apart
 from flatten_jax.ops.dense import Dense
@@ -21,7 +22,7 @@ from flatten_jax.ops.initializers import NORMAL
 from flatten_jax.ops.norm import LayerNorm
 
 
-class ConvNeXt(Backbone):
+class ConvNeXt(Staged):
     """ConvNeXt (Liu et al., CVPR 2022, arXiv 2201.03545). It has no attention to exchange.
 
     Any image_size of 32 pixels or more; what is left of an odd grid is cut off, as in the original. The mean over the
@@ -34,25 +35,21 @@ class ConvNeXt(Backbone):
     """
 
     hallmark: ClassVar[str] = "stages.0.0.dwconv.weight"
+    level_name: ClassVar[str] = "stages.{0}"
 
     attn_type: str = ""
     embed_dims: tuple[int, ...] = (96, 192, 384, 768)
     depths: tuple[int, ...] = (3, 3, 9, 3)
     layer_scale: float = 1e-6
 
-    def level_info(self) -> list[dict[str, Any]]:
-        return [
-            {"num_chs": channels, "reduction": 4 * 2**i, "module": f"stages.{i}"}
-            for i, channels in enumerate(self.embed_dims)
-        ]
+    attentions = Backbone.attentions
 
     def rates(self) -> list[list[float]]:
         return drop_path_rates(self.drop_path, self.depths)
 
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
-        smallest = 4 * 2 ** (len(self.depths) - 1)
-        if min(self.image_size) < smallest:
-            raise ValueError(f"image_size={self.image_size} leaves no grid: use {smallest} pixels or more")
+        if min(self.image_size) < self.stride:
+            raise ValueError(f"image_size={self.image_size} leaves no grid: use {self.stride} pixels or more")
         x, levels = images, []
         for i in range(count):
             x = self.blocks(self._downsampled(x, i), i, train)
@@ -128,11 +125,6 @@ def pointwise(x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
     """pwconv2(gelu(pwconv1(x))) as layers of the calling module: (..., C) -> (..., C), 4 C between."""
     hidden = gelu(Dense(4 * x.shape[-1], dtype=dtype, name="pwconv1")(x))
     return Dense(x.shape[-1], dtype=dtype, name="pwconv2")(hidden)
-
-
-def scaled(module: nn.Module, name: str, x: jax.Array, initial: float) -> jax.Array:
-    """x (..., C) times a parameter (C,) of a module, at first `initial`."""
-    return x * module.param(name, nn.initializers.constant(initial), x.shape[-1:]).astype(x.dtype)
 
 
 FAMILY = ConvNeXt

@@ -7,7 +7,7 @@ import jax
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.blocks import drop_path_rates, patch_grid
 from flatten_jax.models.convnext import ConvNeXt, convnext_blocks
-from flatten_jax.models.deit import DeiT
+from flatten_jax.models.isotropic import Isotropic
 from flatten_jax.models.published import Published
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.initializers import NORMAL
@@ -33,8 +33,8 @@ class IsotropicConvNeXt(Backbone):
     patch_size: int = 16
     layer_scale: float = 0.0
 
-    level_info = DeiT.level_info
-    default_indices = DeiT.default_indices
+    level_info = Isotropic.level_info
+    default_indices = Isotropic.default_indices
     final_norm = ConvNeXt.final_norm
     pool = ConvNeXt.pool
 

@@ -13,7 +13,7 @@ from flatten_jax.attention.contract import Grid, heads
 from flatten_jax.attention.softmax import softmax_attention
 from flatten_jax.hosts import QKVAttention
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import PatchEmbed, Scope, dropped_path
+from flatten_jax.models.blocks import PatchEmbed, Scope, behind_token, dropped_path
 from flatten_jax.models.published import Published
 from flatten_jax.ops.bicubic import bicubic_matrix
 from flatten_jax.ops.convolution import Conv
@@ -77,6 +77,9 @@ class CrossViT(Backbone):
         of_branch = pattern(self.attn_type, [self.depth * fine, self.depth * coarse])
         return [of_branch[b][g * n : (g + 1) * n] for g in range(self.depth) for b, n in ((0, fine), (1, coarse))]
 
+    def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
+        return partial(QKVAttention, self.num_heads[i % 2], attn_type=attention, options=options, dtype=self.dtype)
+
     def options_of(self, i: int, j: int) -> dict[str, Any]:
         return of_stage(self.attn_options, i % 2)
 
@@ -121,16 +124,12 @@ class CrossViT(Backbone):
         else:
             x = PatchEmbed(width, patch, norm=False, dtype=self.dtype, name=f"patch_embed_{b}")(picture)
         x = x.reshape(x.shape[0], -1, width)
-        token = self.param(f"cls_token_{b}", position_embedding, (1, 1, width)).astype(x.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, width)), x], axis=1)
+        x = behind_token(self, x, f"cls_token_{b}")
         return x + self.param(f"pos_embed_{b}", position_embedding, (1, x.shape[1], width)).astype(x.dtype)
 
     @nn.nowrap  # the blocks belong to the group
     def _branch(self, x: jax.Array, site: Site, g: int, b: int) -> jax.Array:
-        def host(j: int, attention: str, options: dict[str, Any]) -> Any:
-            return partial(QKVAttention, self.num_heads[b], attn_type=attention, options=options, dtype=self.dtype)
-
-        return self.stage(x, site, 2 * g + b, host, f"blocks_{b}_", mlp_ratio=self.mlp_ratio)[-1]
+        return self.stage(x, site, 2 * g + b, f"blocks_{b}_", mlp_ratio=self.mlp_ratio)[-1]
 
     @nn.nowrap
     def _crossed(self, x: Pair, b: int, train: bool, rate: float) -> jax.Array:

@@ -6,16 +6,16 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 
-from flatten_jax.attention import Site, pattern, takes_bias
+from flatten_jax.attention import Site, takes_bias
 from flatten_jax.hosts import StripeAttention
-from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.blocks import PatchEmbed
 from flatten_jax.models.published import WEIGHTS, Published
+from flatten_jax.models.staged import Doubling
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.norm import LayerNorm
 
 
-class CSwin(Backbone):
+class CSwin(Doubling):
     """CSwin (Dong et al., 2022) in the release's form, which is InLine's and Agent's too, but for the depths of S.
 
     Any image_size: the convolutions between the stages pad, and a grid that stripes do not divide is padded with zeros.
@@ -32,6 +32,7 @@ class CSwin(Backbone):
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ("pos_embed", "cls_token")
     epsilon: ClassVar[float] = 1e-5
+    level_name: ClassVar[str] = "stage{1}"
 
     attn_type: str = "focused,focused,softmax,softmax"
     embed_dim: int = 64
@@ -40,15 +41,6 @@ class CSwin(Backbone):
     mlp_ratio: float = 4.0
     split_size: tuple[int, ...] = (1, 2, 0, 0)
     la_split_size: str = ""
-
-    def level_info(self) -> list[dict[str, Any]]:
-        return [
-            {"num_chs": self.embed_dim * 2**i, "reduction": 4 * 2**i, "module": f"stage{i + 1}"}
-            for i in range(len(self.depths))
-        ]
-
-    def attentions(self) -> list[tuple[str, ...]]:
-        return pattern(self.attn_type, self.depths)
 
     def idle_options(self) -> set[str]:
         # The last stage has neither stripes nor windows.
@@ -60,7 +52,6 @@ class CSwin(Backbone):
 
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
         x, levels = images, []
-        la_split_size, split_size = self._linear_windows(), self._stripes()
         for i in range(count):
             if i == 0:
                 x = Conv(self.embed_dim, 7, 4, padding=2, dtype=self.dtype, name="stage1_conv_embed_0")(x)
@@ -68,31 +59,31 @@ class CSwin(Backbone):
             else:
                 merge = partial(PatchEmbed, patch_size=3, stride=2, padding=1, conv_name="conv", dtype=self.dtype)
                 x = merge(self.embed_dim * 2**i, name=f"merge{i}")(x)
-
-            def host(j: int, attention: str, options: dict[str, Any], i: int = i) -> Any:
-                striped = takes_bias(attention) and i < len(self.depths) - 1
-                return partial(
-                    StripeAttention,
-                    self.num_heads[i],
-                    split_size=split_size[i] if striped else la_split_size[i],
-                    branches=2 if striped else 1,
-                    epsilon=self.epsilon,
-                    attn_type=attention,
-                    options=options,
-                    dtype=self.dtype,
-                )
-
             site = Site(x.shape[1:3], train=train)
-            x = self.stage(x, site, i, host, f"stage{i + 1}_", mlp_ratio=self.mlp_ratio, own_scope=False)[-1]
+            x = self.stage(x, site, i, f"stage{i + 1}_", mlp_ratio=self.mlp_ratio, own_scope=False)[-1]
             levels.append(x)
         return levels
+
+    def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
+        """Blocks with scores have two branches of stripes, but for those of the last stage."""
+        striped, stripes, windows = takes_bias(attention) and i < len(self.depths) - 1, self._stripes(), self._windows()
+        return partial(
+            StripeAttention,
+            self.num_heads[i],
+            split_size=stripes[i] if striped else windows[i],
+            branches=2 if striped else 1,
+            epsilon=self.epsilon,
+            attn_type=attention,
+            options=options,
+            dtype=self.dtype,
+        )
 
     def _stripes(self) -> list[int]:
         if len(self.split_size) != len(self.depths) or min(self.split_size) < 0:
             raise ValueError(f"split_size={self.split_size} needs a width for each of {len(self.depths)} stages")
         return [size or max(7, min(self.image_size) // 32) for size in self.split_size]
 
-    def _linear_windows(self) -> list[int]:
+    def _windows(self) -> list[int]:
         sizes = self.la_split_size.split("-") if self.la_split_size else ["0"] * len(self.depths)
         if len(sizes) != len(self.depths) or not all(size.isdecimal() for size in sizes):
             raise ValueError(

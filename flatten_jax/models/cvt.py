@@ -2,25 +2,23 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from flatten_jax.attention import Site, pattern
+from flatten_jax.attention import Site
 from flatten_jax.attention.contract import Grid
-from flatten_jax.hosts import QKVAttention
-from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import PatchEmbed, drop_path_rates
+from flatten_jax.models.blocks import PatchEmbed, behind_token, drop_path_rates
 from flatten_jax.models.published import Published
+from flatten_jax.models.staged import Staged
 from flatten_jax.ops.dense import Dense
-from flatten_jax.ops.initializers import TORCH_CONV, linear_kernel, position_embedding
+from flatten_jax.ops.initializers import TORCH_CONV, linear_kernel
 
 _EMBEDS = (7, 4, 2), (3, 2, 1)  # size, stride and padding of the patches, in the first stage and the others
 
 
-class CvT(Backbone):
+class CvT(Staged):
     """CvT (Wu et al., ICCV 2021, arXiv 2103.15808). No positions are added anywhere.
 
     Any image_size: the convolutions pad. Drop-path grows from 0 within the last stage, and is 0 before it. Of one
@@ -36,6 +34,7 @@ class CvT(Backbone):
     hallmark: ClassVar[str] = "stage0.patch_embed.proj.weight"
     no_weight_decay: ClassVar[tuple[str, ...]] = ("cls_token",)
     epsilon: ClassVar[float] = 1e-5
+    level_name: ClassVar[str] = "stage{0}"
 
     attn_type: str = "cvt"
     embed_dims: tuple[int, ...] = (64, 192, 384)
@@ -43,15 +42,6 @@ class CvT(Backbone):
     num_heads: tuple[int, ...] = (1, 3, 6)
     mlp_ratio: float = 4.0
     class_token: bool = True
-
-    def level_info(self) -> list[dict[str, Any]]:
-        return [
-            {"num_chs": channels, "reduction": 4 * 2**i, "module": f"stage{i}"}
-            for i, channels in enumerate(self.embed_dims)
-        ]
-
-    def attentions(self) -> list[tuple[str, ...]]:
-        return pattern(self.attn_type, self.depths)
 
     def rates(self) -> list[list[float]]:
         *before, last = self.depths
@@ -62,13 +52,10 @@ class CvT(Backbone):
         for i in range(count):
             prefix = int(self.class_token and i == len(self.depths) - 1)
 
-            def host(j: int, attention: str, options: dict[str, Any], i: int = i) -> Any:
-                return partial(QKVAttention, self.num_heads[i], attn_type=attention, options=options, dtype=self.dtype)
-
-            def blocks(x: jax.Array, grid: Grid, i: int = i, prefix: int = prefix, host: Any = host) -> jax.Array:
+            def blocks(x: jax.Array, grid: Grid, i: int = i, prefix: int = prefix) -> jax.Array:
                 site = Site(grid, prefix=prefix, train=train)
                 settings = dict(mlp_ratio=self.mlp_ratio, mlp_activation=quick_gelu)
-                x = self.stage(x, site, i, host, "blocks_", **settings)[-1]
+                x = self.stage(x, site, i, "blocks_", **settings)[-1]
                 return x if prefix else x.reshape(x.shape[0], *grid, x.shape[2])
 
             size, stride, padding = _EMBEDS[i > 0]
@@ -111,8 +98,7 @@ class _Stage(nn.Module):
         x = self.embed(name="patch_embed")(x)
         tokens = x.reshape(x.shape[0], -1, x.shape[3])
         if self.class_token:
-            token = self.param("cls_token", position_embedding, (1, 1, x.shape[3])).astype(x.dtype)
-            tokens = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, x.shape[3])), tokens], axis=1)
+            tokens = behind_token(self, tokens)
         return self.blocks(tokens, x.shape[1:3])
 
 

@@ -4,10 +4,9 @@ from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from flatten_jax.attention import Site
-from flatten_jax.models.blocks import PatchEmbed
+from flatten_jax.models.blocks import PatchEmbed, behind_token
 from flatten_jax.models.isotropic import Isotropic
 from flatten_jax.models.published import WEIGHTS, Published
 from flatten_jax.ops.initializers import position_embedding
@@ -38,12 +37,11 @@ class DeiT(Isotropic):
         embed = PatchEmbed(self.embed_dim, self.patch_size, norm=False, dtype=self.dtype, name="patch_embed")
         x = embed(images).reshape(images.shape[0], -1, self.embed_dim)
         if self.class_token:
-            token = self.param("cls_token", position_embedding, (1, 1, self.embed_dim))
-            x = jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.embed_dim)), x], axis=1)
+            x = behind_token(self, x)
         x = x + self.param("pos_embed", position_embedding, (1, x.shape[1], self.embed_dim)).astype(x.dtype)
 
         site = Site(grid, prefix=int(self.class_token), train=train)
-        return self.stage(x, site, 0, self.host, "blocks_", count=count, scan=self.loops, mlp_ratio=self.mlp_ratio)
+        return self.stage(x, site, 0, "blocks_", count=count, scan=self.loops, mlp_ratio=self.mlp_ratio)
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         return x if self.fc_norm else super().final_norm(x)

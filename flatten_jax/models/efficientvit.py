@@ -63,6 +63,10 @@ class EfficientViT(Backbone):
     def attentions(self) -> list[tuple[str, ...]]:
         return pattern(self.attn_type, self.depths[2:])
 
+    def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
+        num_heads = self.embed_dims[i + 3] // self.head_dim
+        return partial(QKVAttention, num_heads, attn_type=attention, options=options, dtype=self.dtype)
+
     def _branch_rates(self) -> list[float]:
         """Drop-path rates of all residual branches; a block of attention has two."""
         branches = self.stem_depth + sum(depth - 1 for depth in self.depths[:2]) + 2 * sum(self.depths[2:])
@@ -77,9 +81,6 @@ class EfficientViT(Backbone):
         step, rates = rates[0], iter(rates)
         block = rematerialised(_ConvBlock, self.remat_policy) if self.remat else _ConvBlock
         block = partial(block, epsilon=self.epsilon, dtype=self.dtype)
-
-        def host(j: int, attention: str, options: dict[str, Any], width: int) -> Any:
-            return partial(QKVAttention, width // self.head_dim, attn_type=attention, options=options, dtype=self.dtype)
 
         def stem(x: jax.Array) -> jax.Array:
             unit = _Unit(self.embed_dims[0], 3, 2, epsilon=self.epsilon, dtype=self.dtype, name="op_list_0")
@@ -96,7 +97,7 @@ class EfficientViT(Backbone):
             site = Site(x.shape[1:3], train=train)
             if i >= 2:
                 kind = dict(block=_AttentionBlock, first=1, step=step)
-                return self.stage(x, site, i - 2, partial(host, width=width), "op_list_", **kind)[-1]
+                return self.stage(x, site, i - 2, "op_list_", **kind)[-1]
             for j in range(1, depth):
                 x = block(width, rate=next(rates), name=f"op_list_{j}")(x, site)
             return x

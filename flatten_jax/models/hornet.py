@@ -8,13 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.attention import Site, pattern
-from flatten_jax.hosts import QKVAttention
-from flatten_jax.models.blocks import dropped_path
-from flatten_jax.models.convnext import ConvNeXt, pointwise, scaled
+from flatten_jax.attention import Site
+from flatten_jax.models.blocks import dropped_path, scaled
+from flatten_jax.models.convnext import ConvNeXt, pointwise
 from flatten_jax.models.published import Published
+from flatten_jax.models.staged import Staged
 from flatten_jax.ops.cpu import gradient_apart
-from flatten_jax.ops.initializers import NORMAL
+from flatten_jax.ops.initializers import NORMAL, ConvInit
 from flatten_jax.ops.norm import LayerNorm
 
 
@@ -31,29 +31,19 @@ class HorNet(ConvNeXt):
     """
 
     hallmark: ClassVar[str] = "stages.0.0.gnconv.proj_in.weight"
+    conv_init: ClassVar[ConvInit] = NORMAL
 
     attn_type: str = "gnconv"
     embed_dims: tuple[int, ...] = (64, 128, 256, 512)
     depths: tuple[int, ...] = (2, 3, 18, 2)
     num_heads: tuple[int, ...] = (2, 4, 8, 16)
 
-    def attentions(self) -> list[tuple[str, ...]]:
-        return pattern(self.attn_type, self.depths)
+    attentions = Staged.attentions
 
     @nn.nowrap
     def blocks(self, x: jax.Array, i: int, train: bool) -> jax.Array:
-        def host(j: int, attention: str, options: dict[str, Any]) -> Any:
-            return partial(
-                QKVAttention,
-                self.num_heads[i],
-                attn_type=attention,
-                options=options,
-                dtype=self.dtype,
-                conv_init=NORMAL,
-            )
-
         site = Site(x.shape[1:3], train=train)
-        return self.stage(x, site, i, host, f"stages_{i}_", block=HorNetBlock, layer_scale=self.layer_scale)[-1]
+        return self.stage(x, site, i, f"stages_{i}_", block=HorNetBlock, layer_scale=self.layer_scale)[-1]
 
 
 class HorNetBlock(nn.Module):

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 from flatten_jax.attention import of_stage, pattern
@@ -31,6 +32,10 @@ class Isotropic(Backbone):
         """Of the tokens; ValueError for an image_size that has none."""
         return patch_grid(self.image_size, self.patch_size)
 
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage: of the one there is."""
+        return (self.embed_dim,)
+
     def level_info(self) -> list[dict[str, Any]]:
         return [
             {"num_chs": self.embed_dim, "reduction": self.patch_size, "module": f"blocks.{i}"}
@@ -47,8 +52,7 @@ class Isotropic(Backbone):
         stages = pattern(self.attn_type, [1] * self.depth if each else [self.depth])
         return [tuple(name for stage in stages for name in stage)]
 
-    def host(self, j: int, attention: str, options: dict[str, Any]) -> Any:
-        """A partial that makes the host of block j's attention."""
+    def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
         return partial(QKVAttention, self.num_heads, attn_type=attention, options=options, dtype=self.dtype)
 
     @property

@@ -8,22 +8,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.attention import Site, pattern, takes_bias
+from flatten_jax.attention import Site, takes_bias
 from flatten_jax.attention.contract import add_on_grid, on_grid
 from flatten_jax.attention.l2vit import LCM
 from flatten_jax.hosts import QKVAttention
 from flatten_jax.hosts.grids import Windows, pad_to_windows
-from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.blocks import Mlp, Scope, conv_norm, dropped_path
 from flatten_jax.models.published import Published
+from flatten_jax.models.staged import Staged
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.cpu import gradient_apart
 from flatten_jax.ops.depthwise import DepthwiseConv
-from flatten_jax.ops.initializers import NORMAL
+from flatten_jax.ops.initializers import NORMAL, ConvInit
 from flatten_jax.ops.norm import LayerNorm
 
 
-class L2ViT(Backbone):
+class L2ViT(Staged):
     """L2ViT (arXiv 2501.16182). The official detection code is features_only=True, feature_norm=True.
 
     Attentions with scores look at windows, in blocks with a second depthwise convolution before the MLP; others look at
@@ -38,6 +38,8 @@ class L2ViT(Backbone):
 
     hallmark: ClassVar[str] = "stages.0.0.cpe.0.proj.weight"
     epsilon: ClassVar[float] = 1e-5
+    level_name: ClassVar[str] = "stages.{0}"
+    conv_init: ClassVar[ConvInit] = NORMAL
 
     only_with: ClassVar[Mapping[str, bool]] = {"window_size": True}
 
@@ -48,33 +50,23 @@ class L2ViT(Backbone):
     mlp_ratio: float = 4.0
     window_size: int = 7
 
-    def level_info(self) -> list[dict[str, Any]]:
-        return [
-            {"num_chs": channels, "reduction": 4 * 2**i, "module": f"stages.{i}"}
-            for i, channels in enumerate(self.embed_dims)
-        ]
-
-    def attentions(self) -> list[tuple[str, ...]]:
-        return pattern(self.attn_type, self.depths)
-
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
         if self.window_size < 1:
             raise ValueError(f"window_size={self.window_size} must be 1 or more")
         x, levels = images, []
         for i in range(count):
-
-            def host(j: int, attention: str, options: dict[str, Any], i: int = i) -> Any:
-                make = partial(QKVAttention, self.num_heads[i], conv_init=NORMAL)
-                if takes_bias(attention):
-                    make = partial(_WindowAttention, self.num_heads[i], window_size=self.window_size)
-                return partial(make, attn_type=attention, options=options, dtype=self.dtype)
-
             embed = partial(self._downsample, i=i) if i else partial(self._stem, train=train)
             x = Scope(embed, name=f"downsample_layers_{i}")(x)
             site = Site(x.shape[1:3], train=train)
-            x = self.stage(x, site, i, host, f"stages_{i}_", block=_Block, mlp_ratio=self.mlp_ratio)[-1]
+            x = self.stage(x, site, i, f"stages_{i}_", block=_Block, mlp_ratio=self.mlp_ratio)[-1]
             levels.append(x)
         return levels
+
+    def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
+        made = super().host(i, j, attention, options)
+        if not takes_bias(attention):
+            return made
+        return partial(_WindowAttention, *made.args, **made.keywords, window_size=self.window_size)
 
     @nn.nowrap
     def _stem(self, images: jax.Array, train: bool) -> jax.Array:
@@ -97,24 +89,18 @@ class L2ViT(Backbone):
         return conv(pad_to_windows(x, (2, 2)))
 
 
-class _WindowAttention(nn.Module):
+class _WindowAttention(QKVAttention):
     """Attention inside windows that are not shifted, without a bias; what pads the last ones takes part as keys."""
 
-    num_heads: int
-    window_size: int
-    attn_type: str
-    options: Mapping[str, Any]
-    dtype: jnp.dtype | None
+    window_size: int = 7
 
     @nn.compact
     def __call__(self, x: jax.Array, site: Site) -> jax.Array:
         """(B, N, C) -> (B, N, C)."""
-        attention = QKVAttention(self.num_heads, self.attn_type, self.options, self.dtype, NORMAL)
-        nn.share_scope(self, attention)
         windows = Windows(site.grid, (self.window_size, self.window_size))
         before = None if site.before is None else windows.split(site.before)
         site = site.replace(grid=windows.window, window=windows.window != site.grid, before=before)
-        return windows.join(attention(windows.split(x), site))
+        return windows.join(super().__call__(windows.split(x), site))
 
 
 class _Block(nn.Module):

@@ -2,27 +2,26 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatten_jax.attention import Site, pattern
+from flatten_jax.attention import Site
 from flatten_jax.attention.contract import Grid, add_on_grid, on_grid
-from flatten_jax.hosts import QKVAttention
 from flatten_jax.hosts.grids import pad_to_windows
-from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.blocks import Mlp, Scope, conv_norm, dropped_path
 from flatten_jax.models.published import Published
+from flatten_jax.models.staged import Doubling, Layered
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.cpu import gradient_apart
 from flatten_jax.ops.depthwise import DepthwiseConv
 from flatten_jax.ops.norm import LayerNorm
 
 
-class MILA(Backbone):
+class MILA(Layered, Doubling):
     """MILA (arXiv 2405.16605). The official detection code is features_only=True, feature_norm=True.
 
     Any image_size: images and odd grids are padded with zeros at the right and the bottom, as in that code; the
@@ -42,40 +41,25 @@ class MILA(Backbone):
     num_heads: tuple[int, ...] = (2, 4, 8, 16)
     mlp_ratio: float = 4.0
 
-    def level_info(self) -> list[dict[str, Any]]:
-        return [
-            {"num_chs": self.embed_dim * 2**i, "reduction": 4 * 2**i, "module": f"layers.{i}"}
-            for i in range(len(self.depths))
-        ]
-
-    def attentions(self) -> list[tuple[str, ...]]:
-        return pattern(self.attn_type, self.depths)
-
-    def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
+    def stem(self, images: jax.Array, train: bool) -> jax.Array:
         stem = partial(_stem, train=train, channels=self.embed_dim, dtype=self.dtype)
-        x, levels = Scope(stem, name="patch_embed")(pad_to_windows(images, (4, 4))), []
-        for i in range(count):
+        return Scope(stem, name="patch_embed")(pad_to_windows(images, (4, 4)))
 
-            def host(j: int, attention: str, options: dict[str, Any], i: int = i) -> Any:
-                return partial(QKVAttention, self.num_heads[i], attn_type=attention, options=options, dtype=self.dtype)
+    @nn.nowrap
+    def blocks(self, x: jax.Array, i: int, train: bool) -> jax.Array:
+        site = Site(x.shape[1:3], train=train)
+        return self.stage(x, site, i, "blocks_", block=_Block, mlp_ratio=self.mlp_ratio)[-1]
 
-            def layer(x: jax.Array, i: int = i, host: Any = host) -> tuple[jax.Array, jax.Array]:
-                site = Site(x.shape[1:3], train=train)
-                level = self.stage(x, site, i, host, "blocks_", block=_Block, mlp_ratio=self.mlp_ratio)[-1]
-                if i == count - 1:
-                    return level, level
-                reduce = Scope(partial(_downsample, train=train, dtype=self.dtype), name="downsample")
-                return level, reduce(pad_to_windows(level, (2, 2)))
-
-            level, x = Scope(layer, name=f"layers_{i}")(x)
-            levels.append(level)
-        return levels
+    @nn.nowrap
+    def downsample(self, x: jax.Array, i: int, train: bool) -> jax.Array:
+        reduce = Scope(partial(_downsample, train=train, dtype=self.dtype), name="downsample")
+        return reduce(pad_to_windows(x, (2, 2)))
 
     def torch_buffers(self) -> dict[str, np.ndarray]:
         """Cosines and sines (height, width, C / 2, 2) of rotary positions, in every block of the original attention."""
         buffers, grid = {}, tuple(-(-side // 4) for side in self.image_size)
-        for i, names in enumerate(self.attentions()):
-            rotations = _rotations(grid, self.embed_dim * 2**i)
+        for i, (names, width) in enumerate(zip(self.attentions(), self.widths(), strict=True)):
+            rotations = _rotations(grid, width)
             mlla = [j for j, name in enumerate(names) if name == "mlla"]
             buffers |= {f"layers.{i}.blocks.{j}.attn.rope.rotations": rotations for j in mlla}
             grid = tuple(-(-side // 2) for side in grid)

@@ -2,18 +2,17 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.attention import Site, pattern
+from flatten_jax.attention import Site
 from flatten_jax.attention.contract import on_grid
-from flatten_jax.hosts import QKVAttention
-from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import Scope, dropped_path
+from flatten_jax.models.blocks import dropped_path
 from flatten_jax.models.published import Published
+from flatten_jax.models.staged import Doubling, Layered
 from flatten_jax.models.swin import PatchMerging
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.depthwise import DepthwiseConv
@@ -21,7 +20,7 @@ from flatten_jax.ops.gelu import gelu
 from flatten_jax.ops.norm import LayerNorm
 
 
-class MSVMamba(Backbone):
+class MSVMamba(Layered, Doubling):
     """MSVMamba of the configurations "ms": any image_size of 4 pixels and more; odd grids get a row of zeros.
 
     Attributes: those of `Backbone`, and
@@ -40,37 +39,23 @@ class MSVMamba(Backbone):
     num_heads: tuple[int, ...] = (2, 4, 8, 16)
     mlp_ratio: float = 2.0
 
-    def level_info(self) -> list[dict[str, Any]]:
-        return [
-            {"num_chs": self.embed_dim * 2**i, "reduction": 4 * 2**i, "module": f"layers.{i}"}
-            for i in range(len(self.depths))
-        ]
-
     def original(self, name: str) -> str:
         return f"classifier.{name}" if name.startswith(("norm.", "head.")) else name
 
-    def attentions(self) -> list[tuple[str, ...]]:
-        return pattern(self.attn_type, self.depths)
-
-    def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
+    def stem(self, images: jax.Array, train: bool) -> jax.Array:
         if min(self.image_size) < 4:
             raise ValueError(f"image_size={self.image_size} is smaller than a patch of 4: use a larger image")
         x = Conv(self.embed_dim, 4, 4, dtype=self.dtype, name="patch_embed_0")(images)
-        x, levels = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="patch_embed_2")(x), []
-        for i in range(count):
+        return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="patch_embed_2")(x)
 
-            def host(j: int, attention: str, options: dict[str, Any], i: int = i) -> Any:
-                return partial(QKVAttention, self.num_heads[i], attn_type=attention, options=options, dtype=self.dtype)
+    @nn.nowrap
+    def blocks(self, x: jax.Array, i: int, train: bool) -> jax.Array:
+        site = Site(x.shape[1:3], train=train)
+        return self.stage(x, site, i, "blocks_", block=MambaBlock, mlp_ratio=self.mlp_ratio)[-1]
 
-            def layer(x: jax.Array, i: int = i, host: Any = host) -> tuple[jax.Array, jax.Array]:
-                site, settings = Site(x.shape[1:3], train=train), dict(block=MambaBlock, mlp_ratio=self.mlp_ratio)
-                level = self.stage(x, site, i, host, "blocks_", **settings)[-1]
-                merge = PatchMerging(self.epsilon, self.dtype, name="downsample") if i < count - 1 else lambda x: x
-                return level, merge(level)
-
-            level, x = Scope(layer, name=f"layers_{i}")(x)
-            levels.append(level)
-        return levels
+    @nn.nowrap
+    def downsample(self, x: jax.Array, i: int, train: bool) -> jax.Array:
+        return PatchMerging(self.epsilon, self.dtype, name="downsample")(x)
 
 
 class MambaBlock(nn.Module):

@@ -8,16 +8,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.attention import Site, pattern, takes_bias
+from flatten_jax.attention import Site, takes_bias
 from flatten_jax.hosts import ReducedAttention
-from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.blocks import PatchEmbed, patch_grid
 from flatten_jax.models.published import WEIGHTS, Published
-from flatten_jax.ops.initializers import TORCH_CONV, ConvInit, position_embedding
+from flatten_jax.models.staged import Staged
+from flatten_jax.ops.initializers import position_embedding
 from flatten_jax.ops.norm import LayerNorm
 
 
-class PVT(Backbone):
+class PVT(Staged):
     """PVT (Wang et al., 2021) in the release's form. The four `pos_embed` are decayed, as there.
 
     InLine's PVT (Han et al., NeurIPS 2024) has other heads, and, like Agent's (Han et al., ECCV 2024), no unused norm;
@@ -44,17 +44,8 @@ class PVT(Backbone):
     la_sr_ratios: str = "1111"
     unused_norm: bool = True
 
-    def level_info(self) -> list[dict[str, Any]]:
-        return [
-            {"num_chs": channels, "reduction": 4 * 2**i, "module": f"block{i + 1}"}
-            for i, channels in enumerate(self.embed_dims)
-        ]
-
-    def attentions(self) -> list[tuple[str, ...]]:
-        return pattern(self.attn_type, self.depths)
-
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
-        patch_grid(self.image_size, 4 * 2 ** (len(self.depths) - 1))  # said once for the image, not stage by stage
+        patch_grid(self.image_size, self.stride)  # said once for the image, not stage by stage
         x, levels = images, []
         for i in range(count):
             embed = PatchEmbed(self.embed_dims[i], 4 if i == 0 else 2, dtype=self.dtype, name=f"patch_embed{i + 1}")
@@ -65,24 +56,23 @@ class PVT(Backbone):
             levels.append(x)
         return levels
 
-    def blocks(self, x: jax.Array, i: int, train: bool, conv_init: ConvInit = TORCH_CONV, **settings: Any) -> jax.Array:
+    def blocks(self, x: jax.Array, i: int, train: bool, **settings: Any) -> jax.Array:
         """The blocks of stage i on a map (B, height, width, C); settings: of `Block`."""
         if len(self.la_sr_ratios) != len(self.depths) or not self.la_sr_ratios.isdecimal() or "0" in self.la_sr_ratios:
             raise ValueError(f"la_sr_ratios={self.la_sr_ratios!r} needs a digit above 0 for each stage, as in '1111'")
-
-        def host(j: int, attention: str, options: dict[str, Any]) -> Any:
-            return partial(
-                ReducedAttention,
-                self.num_heads[i],
-                attn_type=attention,
-                sr_ratio=self.sr_ratios[i] if takes_bias(attention) else int(self.la_sr_ratios[i]),
-                options=options,
-                dtype=self.dtype,
-                conv_init=conv_init,
-            )
-
         site = Site(x.shape[1:3], train=train)
-        return self.stage(x, site, i, host, f"block{i + 1}_", mlp_ratio=self.mlp_ratios[i], **settings)[-1]
+        return self.stage(x, site, i, f"block{i + 1}_", mlp_ratio=self.mlp_ratios[i], **settings)[-1]
+
+    def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
+        return partial(
+            ReducedAttention,
+            self.num_heads[i],
+            attn_type=attention,
+            sr_ratio=self.sr_ratios[i] if takes_bias(attention) else int(self.la_sr_ratios[i]),
+            options=options,
+            dtype=self.dtype,
+            conv_init=self.conv_init,
+        )
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         """None: the release makes this norm and never applies it; its weights are there to be loaded and handed on."""

@@ -1,13 +1,13 @@
 """PVTv2 as in the FLatten release: overlapping patches, a convolution in the MLP, a norm after every stage."""
 
-from typing import Any
+from typing import ClassVar
 
 import jax
 
 from flatten_jax.models.blocks import DWConv, PatchEmbed
 from flatten_jax.models.published import WEIGHTS, Published
 from flatten_jax.models.pvt import PVT
-from flatten_jax.ops.initializers import FAN_OUT_CONV
+from flatten_jax.ops.initializers import FAN_OUT_CONV, ConvInit
 from flatten_jax.ops.norm import LayerNorm
 
 
@@ -17,8 +17,8 @@ class PVTv2(PVT):
     The maps of features_only are those after the norm of their stage, so there is no further `feature_norm`.
     """
 
-    def level_info(self) -> list[dict[str, Any]]:
-        return [{**info, "module": f"norm{i + 1}"} for i, info in enumerate(super().level_info())]
+    level_name: ClassVar[str] = "norm{1}"
+    conv_init: ClassVar[ConvInit] = FAN_OUT_CONV
 
     def idle_options(self) -> set[str]:
         return super().idle_options() | {"feature_norm"}
@@ -32,11 +32,11 @@ class PVTv2(PVT):
                 size,
                 stride,
                 padding=size // 2,
-                conv_init=FAN_OUT_CONV,
+                conv_init=self.conv_init,
                 dtype=self.dtype,
                 name=f"patch_embed{i + 1}",
             )(x)
-            x = self.blocks(x, i, train, FAN_OUT_CONV, mlp_local=DWConv)
+            x = self.blocks(x, i, train, mlp_local=DWConv)
             x = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=f"norm{i + 1}")(x)
             levels.append(x)
         return levels

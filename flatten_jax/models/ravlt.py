@@ -2,28 +2,27 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatten_jax.attention import Site, pattern
+from flatten_jax.attention import Site
 from flatten_jax.attention.contract import add_on_grid, on_grid
-from flatten_jax.hosts import QKVAttention
-from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.blocks import Scope, conv_norm, dropped_path
 from flatten_jax.models.published import Published
+from flatten_jax.models.staged import Layered
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.cpu import gradient_apart
 from flatten_jax.ops.depthwise import DepthwiseConv
 from flatten_jax.ops.gelu import gelu
-from flatten_jax.ops.initializers import NORMAL
+from flatten_jax.ops.initializers import NORMAL, ConvInit
 from flatten_jax.ops.norm import LayerNorm
 
 
-class RAVLT(Backbone):
+class RAVLT(Layered):
     """RAVLT (arXiv 2411.07635); MAViT (arXiv 2507.00698) is the same with "mala" for "rala" and a wider projection.
 
     Any image_size: a grid is half of what it is made of, rounded up. In the official code a norm follows every map of
@@ -37,6 +36,7 @@ class RAVLT(Backbone):
     """
 
     hallmark: ClassVar[str] = "layers.0.blocks.0.pos.weight"
+    conv_init: ClassVar[ConvInit] = NORMAL
 
     attn_type: str = "rala,rala,rala_softmax,rala_softmax"
     embed_dims: tuple[int, ...] = (64, 128, 256, 512)
@@ -46,44 +46,22 @@ class RAVLT(Backbone):
     projection: int = 1024
     layer_scale: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
 
-    def level_info(self) -> list[dict[str, Any]]:
-        return [
-            {"num_chs": channels, "reduction": 4 * 2**i, "module": f"layers.{i}"}
-            for i, channels in enumerate(self.embed_dims)
-        ]
+    def stem(self, images: jax.Array, train: bool) -> jax.Array:
+        stem = partial(_stem, conv=self._conv(train), channels=self.embed_dims[0])
+        return Scope(stem, name="patch_embed")(images)
 
-    def attentions(self) -> list[tuple[str, ...]]:
-        return pattern(self.attn_type, self.depths)
+    @nn.nowrap
+    def blocks(self, x: jax.Array, i: int, train: bool) -> jax.Array:
+        settings = dict(mlp_ratio=self.mlp_ratio, layer_scale=self.layer_scale[i])
+        return self.stage(x, Site(x.shape[1:3], train=train), i, "blocks_", block=_Block, **settings)[-1]
 
-    def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
-        conv = partial(conv_norm, train=train, kernel_size=3, conv_init=NORMAL, dtype=self.dtype)
-        stem = partial(_stem, conv=conv, channels=self.embed_dims[0])
-        x, levels = Scope(stem, name="patch_embed")(images), []
-        for i in range(count):
+    @nn.nowrap
+    def downsample(self, x: jax.Array, i: int, train: bool) -> jax.Array:
+        reduce = partial(self._conv(train), features=self.embed_dims[i + 1], stride=2, names=("reduction", "norm"))
+        return Scope(reduce, name="downsample")(x)
 
-            def host(j: int, attention: str, options: dict[str, Any], i: int = i) -> Any:
-                return partial(
-                    QKVAttention,
-                    self.num_heads[i],
-                    attn_type=attention,
-                    options=options,
-                    dtype=self.dtype,
-                    conv_init=NORMAL,
-                )
-
-            def layer(x: jax.Array, i: int = i, host: Any = host) -> tuple[jax.Array, jax.Array]:
-                site = Site(x.shape[1:3], train=train)
-                settings = dict(mlp_ratio=self.mlp_ratio, layer_scale=self.layer_scale[i])
-                level = self.stage(x, site, i, host, "blocks_", block=_Block, **settings)[-1]
-                if i == count - 1:
-                    return level, level
-                features = self.embed_dims[i + 1]
-                reduce = partial(conv, features=features, stride=2, names=("reduction", "norm"))
-                return level, Scope(reduce, name="downsample")(level)
-
-            level, x = Scope(layer, name=f"layers_{i}")(x)
-            levels.append(level)
-        return levels
+    def _conv(self, train: bool) -> Callable[..., jax.Array]:
+        return partial(conv_norm, train=train, kernel_size=3, conv_init=NORMAL, dtype=self.dtype)
 
     def final_map(self, x: jax.Array, train: bool) -> jax.Array:
         settings = dict(names=("proj", "norm"), conv_init=NORMAL, dtype=self.dtype)

@@ -37,8 +37,8 @@ class SkipAtDeiT(DeiT):
     class_token: bool = True
     unused_attention: bool = True
 
-    def host(self, j: int, attention: str, options: dict[str, Any]) -> Any:
-        made = super().host(j, attention, options)
+    def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
+        made = super().host(i, j, attention, options)
         return partial(_WithUnused, *made.args, **made.keywords) if self._keeps(attention) else made
 
     def _keeps(self, attention: str) -> bool:

@@ -8,19 +8,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.attention import Site, pattern
+from flatten_jax.attention import Site
 from flatten_jax.attention.contract import Grid
 from flatten_jax.attention.core import resize, wide
-from flatten_jax.hosts import QKVAttention, ReducedAttention
-from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import Block, Scope, conv_norm, dropped_path, patch_grid
+from flatten_jax.hosts import ReducedAttention
+from flatten_jax.models.blocks import Block, Scope, behind_token, conv_norm, dropped_path, patch_grid
 from flatten_jax.models.published import Published
+from flatten_jax.models.staged import Staged
 from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.initializers import position_embedding
 from flatten_jax.ops.norm import LayerNorm
 
 
-class SOFT(Backbone):
+class SOFT(Staged):
     """SOFT (Lu et al., NeurIPS 2021, arXiv 2110.11945); with the attention `softpp`, SOFT++ (IJCV 2024).
 
     Any image_size whose grids are not smaller than the landmarks' `ratio`. The position embeddings are of
@@ -46,15 +46,6 @@ class SOFT(Backbone):
     class_token: bool = True
     position_size: tuple[int, int] = (224, 224)
 
-    def level_info(self) -> list[dict[str, Any]]:
-        return [
-            {"num_chs": channels, "reduction": 4 * 2**i, "module": f"block{i + 1}"}
-            for i, channels in enumerate(self.embed_dims)
-        ]
-
-    def attentions(self) -> list[tuple[str, ...]]:
-        return pattern(self.attn_type, self.depths)
-
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
         x, levels, last = images, [], len(self.depths) - 1
         for i in range(count):
@@ -64,23 +55,21 @@ class SOFT(Backbone):
             site = Site(x.shape[1:3], prefix=int(self.class_token and i == last), train=train)
             x = x.reshape(x.shape[0], -1, x.shape[3])
             if site.prefix:
-                token = self.param("cls_token", position_embedding, (1, 1, x.shape[2])).astype(x.dtype)
-                x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, x.shape[2])), x], axis=1)
+                x = behind_token(self, x)
             x = x + self._positions(i, x.shape[2], site).astype(x.dtype)
-
-            def host(j: int, attention: str, options: dict[str, Any], i: int = i) -> Any:
-                host = ReducedAttention if i == last else QKVAttention
-                return partial(host, self.num_heads[i], attn_type=attention, options=options, dtype=self.dtype)
-
             kind = dict(block=Block) if i == last else dict(block=PostNormBlock, epsilon=1e-5)
-            x = self.stage(x, site, i, host, f"block{i + 1}_", mlp_ratio=self.mlp_ratio, **kind)[-1]
+            x = self.stage(x, site, i, f"block{i + 1}_", mlp_ratio=self.mlp_ratio, **kind)[-1]
             x = x if i == last else x.reshape(x.shape[0], *site.grid, x.shape[2])
             levels.append(x)
         return levels
 
+    def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
+        made = super().host(i, j, attention, options)
+        return partial(ReducedAttention, *made.args, **made.keywords) if i == len(self.depths) - 1 else made
+
     def _positions(self, i: int, channels: int, site: Site) -> jax.Array:
         """The position embedding of stage i at `site`: (1, prefix + height * width, C)."""
-        patch_grid(self.position_size, 4 * 2 ** (len(self.depths) - 1))  # said once, not stage by stage
+        patch_grid(self.position_size, self.stride)  # said once, not stage by stage
         grid: Grid = tuple(side // (4 * 2**i) for side in self.position_size)
         shape = (1, site.prefix + grid[0] * grid[1], channels)
         positions = self.param(f"pos_embed{i + 1}", position_embedding, shape)
@@ -95,8 +84,7 @@ class SOFT(Backbone):
     def as_map(self, x: jax.Array) -> jax.Array:
         if x.ndim == 4:
             return x
-        stride = 4 * 2 ** (len(self.depths) - 1)
-        rows, columns = (-(-side // stride) for side in self.image_size)
+        rows, columns = (-(-side // self.stride) for side in self.image_size)
         return x[:, int(self.class_token) :].reshape(x.shape[0], rows, columns, -1)
 
 

@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatten_jax.attention import Site, pattern
+from flatten_jax.attention import Site
 from flatten_jax.attention.table import attention_class
-from flatten_jax.hosts import QKVAttention
-from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.blocks import Mlp, Scope, conv_norm, dropped_path
 from flatten_jax.models.published import Published
 from flatten_jax.models.stack import rematerialised, run_blocks
+from flatten_jax.models.staged import Staged
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.cpu import gradient_apart
 from flatten_jax.ops.dense import Dense
@@ -24,7 +23,7 @@ from flatten_jax.ops.initializers import TORCH_CONV, position_embedding
 from flatten_jax.ops.norm import LayerNorm
 
 
-class SReT(Backbone):
+class SReT(Staged):
     """Sliced Recursive Transformer (Shen et al., ECCV 2022, arXiv 2111.05297).
 
     Where the second application has several groups of tokens, they are permuted before they are cut into groups: by one
@@ -40,6 +39,8 @@ class SReT(Backbone):
     """
 
     hallmark: ClassVar[str] = "transformers.0.blocks.0.norm1.weight"
+    level_name: ClassVar[str] = "transformers.{0}"
+    first_stride: ClassVar[int] = 8
     no_weight_decay: ClassVar[tuple[str, ...]] = ("pos_embed",)
     # 4 r + 2, see `torch_copies`.
     computed: ClassVar[tuple[str, ...]] = (r"transformers\.\d+\.blocks\.((\d*[02468])?[26]|\d*[13579][048])\..*",)
@@ -52,15 +53,6 @@ class SReT(Backbone):
     projection_ratio: float = 1.0
     groups_again: tuple[int, ...] = (2, 1, 1)
 
-    def level_info(self) -> list[dict[str, Any]]:
-        return [
-            {"num_chs": channels, "reduction": 8 * 2**i, "module": f"transformers.{i}"}
-            for i, channels in enumerate(self.embed_dims)
-        ]
-
-    def attentions(self) -> list[tuple[str, ...]]:
-        return pattern(self.attn_type, self.depths)
-
     def idle_options(self) -> set[str]:
         sliced = any("sret" in names for names in self.attentions())
         return super().idle_options() | {"scan"} | (set() if sliced else {"groups_again"})
@@ -68,6 +60,9 @@ class SReT(Backbone):
     def rates(self) -> list[list[float]]:
         """They start from 0 in every stage, and grow by one part in as many as blocks are applied in all."""
         return [[self.drop_path * j / (2 * sum(self.depths)) for j in range(depth)] for depth in self.depths]
+
+    def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
+        return partial(super().host(i, j, attention, options), linear_init=TORCH_CONV)
 
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
         x = _Stem(self.embed_dims[0], self.dtype, name="patch_embed")(images, train)
@@ -96,17 +91,7 @@ class SReT(Backbone):
         for j, attention in enumerate(attentions):
             options = self.options_of(i, j)
             again = {**options, "num_groups": self.groups_again[i], "shuffled": self.groups_again[i] > 1}
-            hosts = [
-                partial(
-                    QKVAttention,
-                    self.num_heads[i],
-                    attn_type=attention,
-                    options=own,
-                    dtype=self.dtype,
-                    linear_init=TORCH_CONV,
-                )
-                for own in (options, again)
-            ]
+            hosts = [self.host(i, j, attention, own) for own in (options, again)]
             recursive = block(*hosts, self.mlp_ratio, self.epsilon, self.dtype, name=f"blocks_{4 * j}")
             for second in (False, True):
                 name = f"blocks_{4 * j + 2 * second + 1}"

@@ -12,7 +12,7 @@ from flatten_jax.attention import Site
 from flatten_jax.attention.contract import Grid, heads
 from flatten_jax.attention.softmax import softmax_attention
 from flatten_jax.hosts.grids import Windows, partition, unpartition
-from flatten_jax.models.blocks import Block, Mlp, Scope, conv_norm, drop_path_rates, dropped_path
+from flatten_jax.models.blocks import Block, Mlp, Scope, conv_norm, drop_path_rates, dropped_path, scaled
 from flatten_jax.models.published import Published
 from flatten_jax.models.stack import rematerialised
 from flatten_jax.models.swin import Swin
@@ -167,14 +167,13 @@ class SemanticBlock(nn.Module):
         """Tokens (B, N, C) that attend to (B, M, C), by default themselves -> (B, N, C)."""
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         dropped = partial(dropped_path, self, rate=rate, train=site.train)
-        scales = (self.param(f"layer_scale_{i}", nn.initializers.constant(1e-5), x.shape[-1:]) for i in (1, 2))
-        g1, g2 = (scale.astype(x.dtype) for scale in scales)
         norm1 = norm(name="norm1")
         queries = norm1(x)
-        attended = g1 * Scope(self._attend, name="attn")(queries, queries if seen is None else norm1(seen))
+        attended = Scope(self._attend, name="attn")(queries, queries if seen is None else norm1(seen))
+        attended = scaled(self, "layer_scale_1", attended, 1e-5)
         x = x + dropped(attended) if self.residual else attended
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, name="mlp")
-        return x + dropped(g2 * mlp(norm(name="norm2")(x), site))
+        return x + dropped(scaled(self, "layer_scale_2", mlp(norm(name="norm2")(x), site), 1e-5))
 
     @nn.nowrap
     def _attend(self, x: jax.Array, seen: jax.Array) -> jax.Array:

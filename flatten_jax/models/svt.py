@@ -14,7 +14,7 @@ from flatten_jax.models.blocks import DWConv, Mlp, PatchEmbed, conv_norm
 from flatten_jax.models.published import Published
 from flatten_jax.models.pvt import PVT
 from flatten_jax.ops.dense import Dense
-from flatten_jax.ops.initializers import FAN_OUT_CONV
+from flatten_jax.ops.initializers import FAN_OUT_CONV, ConvInit
 from flatten_jax.ops.norm import LayerNorm
 
 
@@ -32,6 +32,8 @@ class SVT(PVT):
     """
 
     hallmark: ClassVar[str] = "block1.0.attn.complex_weight_ll"
+    level_name: ClassVar[str] = "norm{1}"
+    conv_init: ClassVar[ConvInit] = FAN_OUT_CONV
     heads: ClassVar[tuple[tuple[str, ...], ...]] = (("head",), ("aux_head",))
 
     attn_type: str = "svt,softmax,softmax,softmax"
@@ -43,8 +45,8 @@ class SVT(PVT):
     token_labels: bool = True
 
     def level_info(self) -> list[dict[str, Any]]:
-        info = super().level_info()
-        return [{**level, "module": f"norm{i + 1}"} for i, level in enumerate(info[:-1])] + info[-1:]
+        *info, last = super().level_info()
+        return [*info, {**last, "module": f"block{len(self.depths)}"}]
 
     def idle_options(self) -> set[str]:
         return super().idle_options() | {"feature_norm", "unused_norm"}
@@ -52,14 +54,14 @@ class SVT(PVT):
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
         x, levels = images, []
         for i in range(count):
-            embed = partial(PatchEmbed, patch_size=3, stride=2, padding=1, conv_init=FAN_OUT_CONV, dtype=self.dtype)
+            embed = partial(PatchEmbed, patch_size=3, stride=2, padding=1, conv_init=self.conv_init, dtype=self.dtype)
             if i == 0:
                 x = _Stem(self.stem_width, partial(embed, self.embed_dims[0]), self.dtype, name="patch_embed1")(
                     x, train
                 )
             else:
                 x = embed(self.embed_dims[i], name=f"patch_embed{i + 1}")(x)
-            x = self.blocks(x, i, train, FAN_OUT_CONV, mlp_local=DWConv)
+            x = self.blocks(x, i, train, mlp_local=DWConv)
             if i < len(self.depths) - 1:
                 x = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=f"norm{i + 1}")(x)
             levels.append(x)

@@ -8,17 +8,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.attention import Site, pattern, takes_bias
+from flatten_jax.attention import Site, takes_bias
 from flatten_jax.hosts import WindowAttention
 from flatten_jax.hosts.grids import pad_to_windows
-from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import PatchEmbed, Scope
+from flatten_jax.models.blocks import PatchEmbed
 from flatten_jax.models.published import WEIGHTS, Published
+from flatten_jax.models.staged import Doubling, Layered
 from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.norm import LayerNorm
 
 
-class Swin(Backbone):
+class Swin(Layered, Doubling):
     """Swin (Liu et al., 2021) in the release's form, which is InLine's, Agent's and PolaFormer's too.
 
     Any image_size: images, windows and odd grids are padded with zeros at the right and the bottom, as in Swin's
@@ -40,48 +40,26 @@ class Swin(Backbone):
     only_with: ClassVar[Mapping[str, bool]] = {"softmax_window_size": True}
 
     attn_type: str = "focused,focused,softmax,softmax"
-    embed_dim: int = 96
     depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     mlp_ratio: float = 4.0
     window_size: int = 0
     softmax_window_size: int = 0
 
-    def level_info(self) -> list[dict[str, Any]]:
-        return [
-            {"num_chs": self.embed_dim * 2**i, "reduction": 4 * 2**i, "module": f"layers.{i}"}
-            for i in range(len(self.depths))
-        ]
-
-    def attentions(self) -> list[tuple[str, ...]]:
-        return pattern(self.attn_type, self.depths)
-
-    def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
-        x, levels = self.stem(images, train), []
-        for i in range(count):
-
-            def layer(x: jax.Array, i: int = i) -> tuple[jax.Array, jax.Array]:
-                level = self.blocks(x, i, train)
-                merge = PatchMerging(self.epsilon, self.dtype, name="downsample") if i < count - 1 else lambda x: x
-                return level, merge(level)
-
-            level, x = Scope(layer, name=f"layers_{i}")(x)
-            levels.append(level)
-        return levels
-
     def stem(self, images: jax.Array, train: bool) -> jax.Array:
-        """(B, height, width, 3) -> (B, rows, columns, embed_dim), of stride 4."""
         embed = PatchEmbed(self.embed_dim, 4, dtype=self.dtype, name="patch_embed")
         return embed(pad_to_windows(images, (4, 4)))
 
-    @nn.nowrap  # the blocks belong to the layer
+    @nn.nowrap
     def blocks(self, x: jax.Array, i: int, train: bool) -> jax.Array:
-        """The blocks of stage i on a map (B, height, width, C)."""
-        site, host = Site(x.shape[1:3], train=train), partial(self.host, i)
-        return self.stage(x, site, i, host, "blocks_", mlp_ratio=self.mlp_ratio)[-1]
+        return self.stage(x, Site(x.shape[1:3], train=train), i, "blocks_", mlp_ratio=self.mlp_ratio)[-1]
+
+    @nn.nowrap
+    def downsample(self, x: jax.Array, i: int, train: bool) -> jax.Array:
+        return PatchMerging(self.epsilon, self.dtype, name="downsample")(x)
 
     def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
-        """Makes the host of the attention of block j of stage i; every second block's windows are shifted."""
+        """Every second block's windows are shifted."""
         return partial(
             WindowAttention,
             self.num_heads[i],

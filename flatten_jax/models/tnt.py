@@ -11,7 +11,7 @@ import numpy as np
 
 from flatten_jax.attention import Site
 from flatten_jax.hosts import SplitAttention
-from flatten_jax.models.blocks import Mlp, PatchEmbed, dropped_path, patch_grid
+from flatten_jax.models.blocks import Mlp, PatchEmbed, behind_token, dropped_path, patch_grid
 from flatten_jax.models.deit import DeiT
 from flatten_jax.models.published import Published
 from flatten_jax.ops.dense import Dense
@@ -46,28 +46,25 @@ class TNT(DeiT):
     inner_dim: int = 24
     inner_heads: int = 4
 
+    def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
+        return partial(SplitAttention, self.num_heads, attn_type=attention, options=options, dtype=self.dtype)
+
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
         grid = patch_grid(self.image_size, self.patch_size)
         words = self._words(images, grid)
         proj = Dense(self.embed_dim, dtype=self.dtype, name="proj")
         x = patches_of(words, proj, self.epsilon, self.dtype).reshape(images.shape[0], -1, self.embed_dim)
         if self.class_token:
-            token = self.param("cls_token", position_embedding, (1, 1, self.embed_dim))
-            x = jnp.concatenate([jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.embed_dim)), x], axis=1)
+            x = behind_token(self, x)
         x = x + self.param("outer_pos", position_embedding, (1, x.shape[1], self.embed_dim)).astype(x.dtype)
-
-        def host(j: int, attention: str, options: dict[str, Any]) -> Any:
-            return partial(SplitAttention, self.num_heads, attn_type=attention, options=options, dtype=self.dtype)
-
         outputs = self.stage(
             (words, x),
             Site(grid, prefix=int(self.class_token), train=train),
             0,
-            host,
             "blocks_",
             block=TNTBlock,
             count=count,
-            scan=self.scan and not self.features_only,
+            scan=self.loops,
             inner=partial(SplitAttention, self.inner_heads, attn_type=self.inner_attn_type, dtype=self.dtype),
             mlp_ratio=self.mlp_ratio,
         )

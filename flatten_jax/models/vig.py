@@ -54,9 +54,8 @@ class ViG(Isotropic):
         x = x + self.param("pos_embed", position_embedding, (1, x.shape[1], self.embed_dim)).astype(x.dtype)
         hidden = rounded_up(self.mlp_ratio * self.embed_dim, 256)
         site = Site(grid, train=train)
-        return self.stage(
-            x, site, 0, self.host, "blocks_", block=_Block, count=count, scan=self.loops, hidden_dim=hidden
-        )
+        settings = dict(block=GatedBlock, hidden_dim=hidden)
+        return self.stage(x, site, 0, "blocks_", count=count, scan=self.loops, **settings)
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         return _norm(x, self.epsilon, self.dtype, "norm")
@@ -102,8 +101,15 @@ class _Stem(nn.Module):
         return norm(name="proj_4")(x)
 
 
-class _Block(nn.Module):
-    """Attributes: those of `blocks.Block`, and hidden_dim of the MLP."""
+class GatedBlock(nn.Module):
+    """x + attn(norm(x)), then x + mlp(norm(x)) with a gated MLP, each with drop-path.
+
+    Attributes: those of `blocks.Block`, and
+        hidden_dim: width inside the MLP.
+    """
+
+    names: ClassVar[tuple[str, str, str]] = ("attn_norm", "attn", "mlp_norm")
+    mlp_names: ClassVar[tuple[str, str]] = ("gate_proj", "down_proj")
 
     attention: Callable[..., nn.Module]
     hidden_dim: int
@@ -112,11 +118,17 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, site: Site, rate: float | jax.Array = 0.0) -> tuple[jax.Array, jax.Array]:
+        """x: (B, N, C), rate: of `drop_path` -> (x, what its attention gave), both (B, N, C)."""
         dropped = partial(dropped_path, self, rate=rate, train=site.train)
-        attended = self.attention(name="attn")(_norm(x, self.epsilon, self.dtype, "attn_norm"), site)
+        first, attn, second = self.names
+        attended = self.attention(name=attn)(self.norm(x, first), site)
         x = x + dropped(attended)
-        mlp = GatedMlp(self.hidden_dim, ("gate_proj", "down_proj"), self.dtype, name="mlp")
-        return x + dropped(mlp(_norm(x, self.epsilon, self.dtype, "mlp_norm"))), attended
+        mlp = GatedMlp(self.hidden_dim, self.mlp_names, self.dtype, name="mlp")
+        return x + dropped(mlp(self.norm(x, second))), attended
+
+    @nn.nowrap
+    def norm(self, x: jax.Array, name: str) -> jax.Array:
+        return _norm(x, self.epsilon, self.dtype, name)
 
 
 def _norm(x: jax.Array, epsilon: float, dtype: jnp.dtype | None, name: str) -> jax.Array:

@@ -1,25 +1,20 @@
 """ViG-H: the hierarchical ViG, four stages of gated linear attention."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from flatten_jax.attention import Site, pattern
-from flatten_jax.hosts import QKVAttention
-from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.blocks import Scope, dropped_path
+from flatten_jax.attention import Site
 from flatten_jax.models.published import Published
-from flatten_jax.models.vig import GatedMlp, rounded_up
+from flatten_jax.models.staged import Doubling, Layered
+from flatten_jax.models.vig import GatedBlock, rounded_up
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.gelu import gelu
 from flatten_jax.ops.norm import LayerNorm
 
 
-class ViGH(Backbone):
+class ViGH(Layered, Doubling):
     """The hierarchical ViG (Liao et al., AAAI 2025, arXiv 2405.18425): stages of stride 4, 8, 16 and 32.
 
     x + op(LN(x)), then x + mlp(LN(x)), with `gla` as `op`. Nothing depends on the image's size; every convolution of
@@ -36,42 +31,28 @@ class ViGH(Backbone):
     epsilon: ClassVar[float] = 1e-5
 
     attn_type: str = "gla"
-    embed_dim: int = 96
     depths: tuple[int, ...] = (2, 2, 5, 2)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     mlp_ratio: float = 8 / 3
 
-    def level_info(self) -> list[dict[str, Any]]:
-        return [
-            {"num_chs": self.embed_dim * 2**i, "reduction": 4 * 2**i, "module": f"layers.{i}"}
-            for i in range(len(self.depths))
-        ]
+    def stem(self, images: jax.Array, train: bool) -> jax.Array:
+        x = gelu(self._halved(images, self.embed_dim // 2, "patch_embed", 0, 2))
+        return self._halved(x, self.embed_dim, "patch_embed", 5, 7)
 
-    def attentions(self) -> list[tuple[str, ...]]:
-        return pattern(self.attn_type, self.depths)
+    @nn.nowrap
+    def blocks(self, x: jax.Array, i: int, train: bool) -> jax.Array:
+        hidden = rounded_up(self.mlp_ratio * x.shape[3], 32)
+        return self.stage(x, Site(x.shape[1:3], train=train), i, "blocks_", block=_Block, hidden_dim=hidden)[-1]
 
-    def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
-        conv = partial(Conv, kernel_size=3, stride=2, padding=1, dtype=self.dtype)
-        norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
-        x = gelu(norm(name="patch_embed_2")(conv(self.embed_dim // 2, name="patch_embed_0")(images)))
-        x, levels = norm(name="patch_embed_7")(conv(self.embed_dim, name="patch_embed_5")(x)), []
-        for i in range(count):
+    @nn.nowrap
+    def downsample(self, x: jax.Array, i: int, train: bool) -> jax.Array:
+        return self._halved(x, 2 * x.shape[3], "downsample", 1, 3)
 
-            def host(j: int, attention: str, options: dict[str, Any], i: int = i) -> Any:
-                return partial(QKVAttention, self.num_heads[i], attn_type=attention, options=options, dtype=self.dtype)
-
-            def layer(x: jax.Array, i: int = i, host: Any = host) -> tuple[jax.Array, jax.Array]:
-                channels = self.embed_dim * 2**i
-                hidden = rounded_up(self.mlp_ratio * channels, 32)
-                site = Site(x.shape[1:3], train=train)
-                level = self.stage(x, site, i, host, "blocks_", block=_Block, hidden_dim=hidden)[-1]
-                if i == count - 1:
-                    return level, level
-                return level, norm(name="downsample_3")(conv(2 * channels, name="downsample_1")(level))
-
-            level, x = Scope(layer, name=f"layers_{i}")(x)
-            levels.append(level)
-        return levels
+    @nn.nowrap
+    def _halved(self, x: jax.Array, channels: int, name: str, conv: int, norm: int) -> jax.Array:
+        """A convolution of stride 2 and a LayerNorm, of these numbers in their names: (B, rows, columns, channels)."""
+        x = Conv(channels, 3, 2, padding=1, dtype=self.dtype, name=f"{name}_{conv}")(x)
+        return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=f"{name}_{norm}")(x)
 
     def map_norm(self, x: jax.Array, i: int) -> jax.Array:
         return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=f"outnorm{i}")(x)
@@ -80,22 +61,15 @@ class ViGH(Backbone):
         return f"classifier.{name}" if name.startswith(("norm.", "head.")) else name
 
 
-class _Block(nn.Module):
-    """Attributes: those of `blocks.Block`, and hidden_dim of the MLP."""
+class _Block(GatedBlock):
+    """With LayerNorms, and names of its own."""
 
-    attention: Callable[..., nn.Module]
-    hidden_dim: int
-    epsilon: float
-    dtype: jnp.dtype | None
+    names: ClassVar[tuple[str, str, str]] = ("norm", "op", "norm2")
+    mlp_names: ClassVar[tuple[str, str]] = ("fc1", "fc2")
 
-    @nn.compact
-    def __call__(self, x: jax.Array, site: Site, rate: float | jax.Array = 0.0) -> tuple[jax.Array, jax.Array]:
-        norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
-        dropped = partial(dropped_path, self, rate=rate, train=site.train)
-        attended = self.attention(name="op")(norm(name="norm")(x), site)
-        x = x + dropped(attended)
-        mlp = GatedMlp(self.hidden_dim, ("fc1", "fc2"), self.dtype, name="mlp")
-        return x + dropped(mlp(norm(name="norm2")(x))), attended
+    @nn.nowrap
+    def norm(self, x: jax.Array, name: str) -> jax.Array:
+        return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=name)(x)
 
 
 _OPTIONS = nn.FrozenDict(xavier_init="conv")

@@ -13,14 +13,13 @@ from flatten_jax.attention import Site
 from flatten_jax.attention.contract import Grid, heads
 from flatten_jax.attention.l2vit import LCM
 from flatten_jax.attention.softmax import softmax_attention
-from flatten_jax.models.blocks import Mlp, conv_norm, dropped_path
+from flatten_jax.models.blocks import Mlp, behind_token, conv_norm, dropped_path, scaled
 from flatten_jax.models.isotropic import Isotropic
 from flatten_jax.models.published import Published
 from flatten_jax.models.pyramid import feature_pyramid
 from flatten_jax.ops.convolution import Conv
 from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.gelu import gelu
-from flatten_jax.ops.initializers import position_embedding
 from flatten_jax.ops.norm import LayerNorm
 
 FREQUENCIES = 32  # of the position code, for each axis
@@ -90,7 +89,7 @@ class XCiT(Isotropic):
 
         settings = dict(block=_Block, mlp_ratio=self.mlp_ratio, eta=self.eta)
         site = Site(grid, train=train)
-        levels = self.stage(x, site, 0, self.host, "blocks_", count=count, scan=self.loops, **settings)
+        levels = self.stage(x, site, 0, "blocks_", count=count, scan=self.loops, **settings)
         if self.features_only and self.pyramid:
             maps = [super(XCiT, self).as_map(levels[i]) for i in indices]
             for i, x in zip(indices, feature_pyramid(maps, self.patch_size, train, self.dtype), strict=True):
@@ -101,8 +100,7 @@ class XCiT(Isotropic):
         return x if x.ndim == 4 else super().as_map(x)
 
     def final_norm(self, x: jax.Array) -> jax.Array:
-        token = self.param("cls_token", position_embedding, (1, 1, self.embed_dim)).astype(x.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, self.embed_dim)), x], axis=1)
+        x = behind_token(self, x)
         for j in range(2):
             x = _ClassBlock(
                 self.num_heads,
@@ -182,7 +180,7 @@ class _Block(nn.Module):
         local = LCM(3, self.dtype, name="local_mp")
 
         def dropped(y: jax.Array, gamma: str) -> jax.Array:
-            return dropped_path(self, _scaled(self, y, gamma, self.eta), rate, site.train)
+            return dropped_path(self, scaled(self, gamma, y, self.eta), rate, site.train)
 
         attended = self.attention(name="attn")(norm(name="norm1")(x), site)
         x = x + dropped(attended, "gamma1")
@@ -209,7 +207,7 @@ class _ClassBlock(nn.Module):
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
         u = norm(name="norm1")(x)
         attended = _ClassAttention(self.num_heads, self.dtype, name="attn")(u)
-        x = x + _scaled(self, jnp.concatenate([attended, u[:, 1:]], axis=1), "gamma1", self.eta)
+        x = x + scaled(self, "gamma1", jnp.concatenate([attended, u[:, 1:]], axis=1), self.eta)
         token, tokens = x[:, :1], x[:, 1:]
         if self.norm_tokens:
             x = norm(name="norm2")(x)
@@ -217,7 +215,7 @@ class _ClassBlock(nn.Module):
         else:
             token = norm(name="norm2")(token)
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, name="mlp")
-        token = token + _scaled(self, mlp(token, site), "gamma2", self.eta)
+        token = token + scaled(self, "gamma2", mlp(token, site), self.eta)
         return jnp.concatenate([token, 2 * tokens], axis=1)
 
 
@@ -233,11 +231,6 @@ class _ClassAttention(nn.Module):
         q, k, v = (heads(a, self.num_heads) for a in jnp.split(qkv, 3, axis=-1))
         out = softmax_attention(q[:, :1], k, v)
         return Dense(x.shape[-1], dtype=self.dtype, name="proj")(out.reshape(x.shape[0], 1, -1))
-
-
-def _scaled(module: nn.Module, x: jax.Array, name: str, start: float) -> jax.Array:
-    """x times a parameter of `module`, one number a channel."""
-    return x * module.param(name, nn.initializers.constant(start), x.shape[-1:]).astype(x.dtype)
 
 
 _SIZES = {

@@ -114,11 +114,9 @@ def _architecture(given: Mapping[str, Shape]) -> tuple[list[int], list[int]]:
 
 
 def _settings(name: str) -> tuple[list[int], list[int]]:
-    """The same of a registered model; no widths where its family says them otherwise."""
+    """The same of a registered host."""
     model = _build(name, {})
-    depths = [len(names) for names in model.attentions()]
-    widths = getattr(model, "embed_dims", None) or [getattr(model, "embed_dim", 0) * 2**i for i in range(len(depths))]
-    return depths, list(widths)
+    return [len(names) for names in model.attentions()], list(model.widths())
 
 
 def _nearest(hosts: list[str], depths: list[int], widths: list[int]) -> list[str]:

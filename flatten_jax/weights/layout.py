@@ -4,6 +4,7 @@ Modules carry the originals' names, so most names differ only in how lists and l
 `blocks.0.attn.qkv.weight` is `blocks_0/attn/qkv/kernel`. What an attention calls otherwise it declares (`original`).
 """
 
+import functools
 import inspect
 import re
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -230,9 +231,14 @@ def is_buffer(name: str, wanted: Container[str] = ()) -> bool:
     """Whether PyTorch's name is that of something computed or held twice, which no one needs; none of `wanted` is."""
     if name in wanted:
         return False
+    return _buffers(tuple(ATTENTIONS.values())).search(name) is not None
+
+
+@functools.cache
+def _buffers(attentions: tuple[type[Attention], ...]) -> re.Pattern[str]:
     families = {entry.family for entry in MODELS.values()}
-    declared = {ending for cls in (*families, *ATTENTIONS.values()) for ending in cls.computed}
-    return re.search(rf"(^|\.)({'|'.join(sorted(_BUFFERS | declared))})$", name) is not None
+    declared = {ending for cls in (*families, *attentions) for ending in cls.computed}
+    return re.compile(rf"(^|\.)({'|'.join(sorted(_BUFFERS | declared))})$")
 
 
 def entries(rows: Iterable[Row]) -> dict[str, Shape]:
