@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import flatten_jax
-from flatten_jax.weights.layout import entries, layout
+from flatten_jax.weights.layout import entries, is_buffer, layout
 
 from . import reference
 
@@ -107,8 +107,9 @@ def test_an_option_gives_the_original_outputs(name):
 
 @pytest.mark.parametrize("name", SLOW)
 def test_a_model_has_the_original_names_and_shapes(name):
-    rows = layout(flatten_jax.create_model(name))
-    assert {key: list(shape) for key, shape in entries(rows).items()} == dict(reference.load(name)["keys"])
+    ours = {key: list(shape) for key, shape in entries(layout(flatten_jax.create_model(name))).items()}
+    theirs = dict(reference.load(name)["keys"])
+    assert ours == {key: shape for key, shape in theirs.items() if not is_buffer(key, ours)}
 
 
 @pytest.mark.slow
