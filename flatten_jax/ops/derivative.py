@@ -25,10 +25,14 @@ def forward_mode() -> Any:
 def with_backward(
     function: Callable, forward: Callable, backward: Callable, nondiff_argnums: tuple[int, ...] = ()
 ) -> Callable:
-    """`function` of arrays with a backward pass by hand, see `jax.custom_vjp`; within `forward_mode` without it."""
+    """`function` of arrays with a backward pass by hand, see `jax.custom_vjp`; within `forward_mode` without it.
+
+    It is jitted, so that layers which are alike are traced once; XLA inlines it.
+    """
     by_hand = jax.custom_vjp(function, nondiff_argnums=nondiff_argnums)
     by_hand.defvjp(forward, backward)
 
+    @functools.partial(jax.jit, static_argnums=nondiff_argnums)
     @functools.wraps(function)
     def call(*args: Any) -> Any:
         return function(*args) if _FORWARD_MODE.value else by_hand(*args)

@@ -1,5 +1,6 @@
 """Initial values as in the release (spec: PyTorch's defaults for convolutions, timm's for linear layers)."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,23 +8,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+# Linen traces an initialiser in every call of a layer, to compare shapes: jitted, each is traced once for a shape.
+_jit = functools.partial(jax.jit, static_argnums=(1, 2))
+
 # timm's trunc_normal_ cuts at +-2 in absolute terms, a hundred standard deviations: no cut at all.
-linear_kernel = nn.initializers.normal(stddev=0.02)
-position_embedding = nn.initializers.normal(stddev=0.02)
+linear_kernel = position_embedding = _jit(nn.initializers.normal(stddev=0.02))
 
 # uniform(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch.nn.Conv2d.reset_parameters, kaiming_uniform_(a=sqrt(5)).
-torch_conv_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+torch_conv_kernel = _jit(nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"))
 
 
+@functools.cache
 def torch_conv_bias(fan_in: int) -> nn.initializers.Initializer:
     """torch.nn.Conv2d's bias: uniform(+-1/sqrt(fan_in)), fan_in = kernel height * width * input channels of a group."""
 
+    @_jit
     def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
 
     return init
 
 
+@_jit
 def fan_out_conv_kernel(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """PVTv2's kernels (height, width, in, out): normal(0, sqrt(2 / fan_out)), fan_out = height * width * out / groups.
 
