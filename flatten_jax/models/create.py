@@ -1,9 +1,11 @@
 """Models by name: `create_model`, `list_models`, and the options of each."""
 
+import contextlib
 import dataclasses
 import difflib
 import fnmatch
 import functools
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -18,6 +20,7 @@ from flatten_jax.attention import ATTENTIONS, attention_options
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.images import dummy_images
 from flatten_jax.models.registry import ALIASES, MODELS, Entry, where_weights_are
+from flatten_jax.models.stack import one_of_each
 
 _NO_OPTIONS = {"attn_options", "parent", "name"}
 
@@ -179,8 +182,17 @@ def abstract_variables(model: nn.Module) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=32)
 def _abstract_variables(model: nn.Module, *_: Any) -> dict[str, Any]:
-    """One trace for all that ask: it takes seconds for a deep model."""
-    return jax.eval_shape(model.init, jax.random.key(0), jax.eval_shape(lambda: dummy_images(model)))
+    """One trace for all that ask, of one of the blocks that are alike: a deep model takes seconds."""
+    with one_of_each() as twins:
+        images = jax.eval_shape(lambda: dummy_images(model))
+        shapes = jax.eval_shape(lambda images: model.init(jax.random.key(0), images), images)
+    for block, like in twins.items():
+        for collection in shapes.values():
+            with contextlib.suppress(KeyError):  # none of its variables are in this collection
+                functools.reduce(operator.getitem, block[:-1], collection)[block[-1]] = functools.reduce(
+                    operator.getitem, like, collection
+                )
+    return shapes
 
 
 def parameters_left_out(model: Backbone) -> set[tuple[str, ...]]:

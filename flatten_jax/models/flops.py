@@ -4,13 +4,11 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.ops.norm import LayerNorm
-
-_LAYER_NORM = 5  # per element: what fvcore, which the paper used, counts for a LayerNorm
+from flatten_jax.models.create import abstract_variables
+from flatten_jax.models.images import dummy_images
 
 
 def _depthwise(equation: jax.extend.core.JaxprEqn) -> int:
@@ -25,10 +23,12 @@ def _fft(equation: jax.extend.core.JaxprEqn) -> int:
 
 
 # What JAX writes otherwise than it is counted: compiled functions by their names, and primitives. Interpolation and
-# pooling are products here, and count nothing; a Fourier transform of n points counts 2.5 n log2 n.
+# pooling are products here, and count nothing; a Fourier transform of n points counts 2.5 n log2 n; a LayerNorm 5 for
+# each element, as with fvcore, which the paper used.
 _FUNCTIONS: dict[str, Callable[[jax.extend.core.JaxprEqn], int]] = {
     "_resize": lambda _: 0,
     "_pool": lambda _: 0,
+    "layer_norm": lambda equation: 5 * equation.outvars[0].aval.size,
     "dynamic_depthwise": _depthwise,
     "depthwise_strip": _depthwise,
 }
@@ -47,20 +47,10 @@ def multiply_adds(model: Backbone) -> int:
     a multiply-add and all elementwise work, so its figures are more than twice these. Read off the traced forward pass,
     so it holds for every option; nothing is computed.
     """
-    norms = 0
-
-    def count_norm(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        nonlocal norms
-        if isinstance(context.module, LayerNorm) and context.method_name == "__call__":
-            norms += _LAYER_NORM * args[0].size
-        return call(*args, **kwargs)
-
-    def forward(images: jax.Array) -> jax.Array:
-        with nn.intercept_methods(count_norm):
-            return model.init_with_output(jax.random.key(0), images)[0]
-
-    images = jax.ShapeDtypeStruct((1, *model.image_size, 3), "float32")
-    return sum(count for _, count in products(jax.make_jaxpr(forward)(images).jaxpr)) + norms
+    if "scan" not in model.idle_options():
+        model = model.clone(scan=True)  # a loop over alike blocks is traced once
+    images = jax.eval_shape(lambda: dummy_images(model))
+    return sum(count for _, count in products(jax.make_jaxpr(model.apply)(abstract_variables(model), images).jaxpr))
 
 
 def products(jaxpr: jax.extend.core.Jaxpr) -> Iterator[tuple[jax.extend.core.JaxprEqn, int]]:

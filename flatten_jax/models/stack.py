@@ -1,6 +1,8 @@
 """The blocks of a stage, one after the other: written out, or as a loop, compiled once for blocks that are alike."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import flax.linen as nn
@@ -26,6 +28,22 @@ def rematerialised(block: type[nn.Module], policy: str, static_argnums: tuple[in
     if policy not in REMAT_POLICIES:
         raise ValueError(f"remat_policy={policy!r} must be one of {', '.join(REMAT_POLICIES)}")
     return nn.remat(block, policy=REMAT_POLICIES[policy], static_argnums=static_argnums)
+
+
+_TWINS: ContextVar[dict[tuple[str, ...], tuple[str, ...]] | None] = ContextVar("twins", default=None)
+
+
+@contextlib.contextmanager
+def one_of_each() -> Iterator[dict[tuple[str, ...], tuple[str, ...]]]:
+    """Initialise one of the blocks of a stage that are alike, for shapes alone.
+
+    Gives a dict that fills: path of a block that was left out -> path of the one that it is like.
+    """
+    token = _TWINS.set({})
+    try:
+        yield _TWINS.get()
+    finally:
+        _TWINS.reset(token)
 
 
 def run_blocks(
@@ -54,9 +72,14 @@ def run_blocks(
         What each block gives, (B, N, C); with `scan` only what the last one gives.
     """
     if not scan or blocks[0].is_initializing():
-        outputs = []
-        for block, rate in zip(blocks, rates, strict=True):
-            x, site = _step(block, x, site, rate, carry)
+        outputs, firsts, twins = [], [], _TWINS.get()
+        for i, (block, kind, rate) in enumerate(zip(blocks, kinds, rates, strict=True)):
+            first = next((j for j in firsts if kinds[j] == kind), None)
+            if twins is not None and first is not None and isinstance(block, nn.Module):
+                twins[block.scope.path] = blocks[first].scope.path
+            else:
+                firsts.append(i)
+                x, site = _step(block, x, site, rate, carry)
             outputs.append(x)
         return outputs
 
