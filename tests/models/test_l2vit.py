@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from flatten_jax.attention import Site
@@ -22,7 +21,7 @@ def test_what_pads_a_window_takes_part_as_keys():
         "qkv": {"kernel": rng.standard_normal((4, 12)), "bias": rng.standard_normal(12)},
         "proj": {"kernel": np.eye(4), "bias": np.zeros(4)},
     }
-    module = _WindowAttention(1, 4, "softmax", nn.FrozenDict(), None)
+    module = _WindowAttention(1, "softmax", window_size=4)
     found = module.apply({"params": jax.tree.map(np.float32, params)}, x, Site((2, 3)))
     padded = np.concatenate([x[0], np.zeros((10, 4))])
     q, k, v = np.split(padded @ params["qkv"]["kernel"] + params["qkv"]["bias"], 3, axis=1)

@@ -7,10 +7,10 @@ import pytest
 import flatten_jax
 from flatten_jax.ops.derivative import with_backward
 
-from ..models.test_backbones import SMALL, images, random_variables, small
+from ..models.test_backbones import images, random_variables, small
 
 
-@pytest.mark.parametrize("family", SMALL)
+@pytest.mark.parametrize("family", ["pvt_v2", "swin"])  # every operation with a backward pass by hand is in these
 def test_a_model_has_the_same_derivative_forwards_and_backwards(family):
     model = small(family, image_size=32)
     variables, x = random_variables(model), images(model, 1)
