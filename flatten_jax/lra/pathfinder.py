@@ -76,10 +76,11 @@ def scene(size: int, difficulty: str, seed: int, index: int) -> Scene:
         style.distance,
         short,
         drawn.occupied,
-        drawn.solid,
+        drawn.room,
         drawn.reach,
+        drawn.begins,
         drawn.heads,
-        drawn.pivots,
+        drawn.backs,
         drawn.steps,
         drawn.candidates,
         drawn.weights,
@@ -96,9 +97,11 @@ def _draw(style, drawn: Stamps, paths, distractors, marks) -> tuple[np.ndarray, 
     """(picture, 0, long snakes alone), the largest of all layers, stretched to 0 ... 255."""
     snakes = np.zeros((2, style.size, style.size), np.float32)
     for layer, path in zip(snakes, paths, strict=True):
-        _stamp_all(layer, drawn.lines, path)
+        for stroke, y, x in path:
+            _stamp(layer, drawn.lines[stroke], y, x)
     image = np.zeros((style.size, style.size), np.float32)
-    _stamp_all(image, drawn.lines, distractors)
+    for stroke, y, x in distractors:
+        _stamp(image, drawn.lines[stroke], y, x)
     image = np.maximum(image * style.contrast, snakes.max(axis=0) * (style.contrast * style.long_contrast)) / 255
     for y, x in marks:
         _stamp(image, drawn.marker, y, x)
@@ -130,13 +133,14 @@ def _stamp(image, stamp, y, x):
     half = stamp.shape[0] // 2
     for i in range(max(0, half - y), min(stamp.shape[0], image.shape[0] + half - y)):
         for j in range(max(0, half - x), min(stamp.shape[1], image.shape[1] + half - x)):
-            image[y + i - half, x + j - half] = max(image[y + i - half, x + j - half], np.float32(stamp[i, j]))
+            image[y + i - half, x + j - half] = max(image[y + i - half, x + j - half], stamp[i, j])
 
 
 @numba.njit(nogil=True)
-def _stamp_all(image, lines, path):
-    for stroke in path:
-        _stamp(image, lines[stroke[0]], stroke[1], stroke[2])
+def _copy(given, taken):
+    for y in range(given.shape[0]):
+        for x in range(given.shape[1]):
+            taken[y, x] = given[y, x]
 
 
 @numba.njit(nogil=True)
@@ -144,9 +148,14 @@ def _crosses(mask, stamp, y, x):
     half = stamp.shape[0] // 2
     for i in range(max(0, half - y), min(stamp.shape[0], mask.shape[0] + half - y)):
         for j in range(max(0, half - x), min(stamp.shape[1], mask.shape[1] + half - x)):
-            if mask[y + i - half, x + j - half] + stamp[i, j] >= CROSSING:
+            if np.float64(mask[y + i - half, x + j - half]) + np.float64(stamp[i, j]) >= CROSSING:
                 return True
     return False
+
+
+@numba.njit(nogil=True)
+def _moved(place, way):
+    return np.int64(np.ceil(place + way))
 
 
 @numba.njit(nogil=True)
@@ -161,8 +170,7 @@ def _extend(state, mask, occupied, steps, candidates, weights, disc, pivot, last
     `pivot[:2]` moves to the new pivot.
     """
     size = mask.shape[0]
-    pivot[0] += steps[last, 0]
-    pivot[1] += steps[last, 1]
+    pivot[0], pivot[1] = _moved(pivot[0], steps[last, 0]), _moved(pivot[1], steps[last, 1])
     total = 0.0
     for k in range(candidates.shape[0]):
         y, x = pivot[0] + candidates[k, 0], pivot[1] + candidates[k, 1]
@@ -187,29 +195,29 @@ def _extend(state, mask, occupied, steps, candidates, weights, disc, pivot, last
 
 
 @numba.njit(nogil=True)
-def _is_free(mask, solid, y, x):
+def _is_free(mask, room, y, x):
     """Whether a first stroke has its place with its tail at (y, x); the outermost pixels count as occupied."""
-    half, last = solid.shape[0] // 2, mask.shape[0] - 1
-    for i in range(max(0, half - y), min(solid.shape[0], last + 1 + half - y)):
-        for j in range(max(0, half - x), min(solid.shape[1], last + 1 + half - x)):
+    half, last = room.shape[0] // 2, mask.shape[0] - 1
+    for i in range(max(0, half - y), min(room.shape[0], last + 1 + half - y)):
+        for j in range(max(0, half - x), min(room.shape[1], last + 1 + half - x)):
             v, u = y + i - half, x + j - half
-            if solid[i, j] and (mask[v, u] > FREE or v == 0 or u == 0 or v == last or u == last):
+            if room[i, j] and (mask[v, u] > FREE or v == 0 or u == 0 or v == last or u == last):
                 return False
     return True
 
 
 @numba.njit(nogil=True)
-def _free_place(state, mask, solid, place):
+def _free_place(state, mask, room, place):
     """Draws one of the free places with equal chances; False where there is none."""
     size = mask.shape[0]
     for _ in range(DARTS):
         place[0], place[1] = _below(state, size), _below(state, size)
-        if _is_free(mask, solid, place[0], place[1]):
+        if _is_free(mask, room, place[0], place[1]):
             return True
     count = 0
     for y in range(size):
         for x in range(size):
-            if _is_free(mask, solid, y, x):
+            if _is_free(mask, room, y, x):
                 count += 1
                 if _below(state, count) == 0:  # the n-th free place is kept with probability 1 / n
                     place[0], place[1] = y, x
@@ -217,15 +225,15 @@ def _free_place(state, mask, solid, place):
 
 
 @numba.njit(nogil=True)
-def _stays_inside(place, heads, pivots, angle, size):
-    """Whether a first stroke's head and pivot are in the picture."""
-    return _inside(place[0] + heads[angle, 0], place[1] + heads[angle, 1], size) and _inside(
-        place[0] + pivots[angle, 0], place[1] + pivots[angle, 1], size
-    )
+def _turn(place, heads, backs, angle, pivot, size):
+    """The pivot of a first stroke with its tail at `place`; whether that and the head are in the picture."""
+    y, x = _moved(place[0], heads[angle, 0]), _moved(place[1], heads[angle, 1])
+    pivot[0], pivot[1] = _moved(y, backs[angle, 0]), _moved(x, backs[angle, 1])
+    return _inside(y, x, size) and _inside(pivot[0], pivot[1], size)
 
 
 @numba.njit(nogil=True)
-def _begin_pair(state, size, distance, reach, heads, pivots, paths, places):
+def _begin_pair(state, size, distance, reach, begins, heads, backs, paths, places):
     """First strokes of the two long snakes, `distance` apart, the first one in the middle; whether it worked."""
     low, high = 2 * distance, size - 2 * distance
     place = np.zeros(2, np.int64)
@@ -234,11 +242,11 @@ def _begin_pair(state, size, distance, reach, heads, pivots, paths, places):
             return False
         angle = _below(state, DEGREES)
         rows, columns = high - low - reach[angle, 1] + reach[angle, 0], high - low - reach[angle, 3] + reach[angle, 2]
-        if rows <= 0 or columns <= 0:
+        if not begins[angle] or rows <= 0 or columns <= 0:
             return False
         place[0] = low - reach[angle, 0] + _below(state, rows)
         place[1] = low - reach[angle, 2] + _below(state, columns)
-        if _stays_inside(place, heads, pivots, angle, size):
+        if _turn(place, heads, backs, angle, places[0], size):
             break
     paths[0, 0, 0], paths[0, 0, 1], paths[0, 0, 2] = angle, place[0], place[1]
     for trial in range(TRIES + 1):
@@ -247,19 +255,16 @@ def _begin_pair(state, size, distance, reach, heads, pivots, paths, places):
         angle, turn = _below(state, DEGREES), _below(state, DEGREES) * np.pi / 180
         place[0] = np.int64(np.round(paths[0, 0, 1] + distance * np.sin(turn)))
         place[1] = np.int64(np.round(paths[0, 0, 2] + distance * np.cos(turn)))
-        if _stays_inside(place, heads, pivots, angle, size):
+        if _turn(place, heads, backs, angle, places[1], size):
             break
     paths[1, 0, 0], paths[1, 0, 1], paths[1, 0, 2] = angle, place[0], place[1]
-    for s in range(2):
-        for axis in range(2):
-            places[s, axis] = paths[s, 0, 1 + axis] + pivots[paths[s, 0, 0], axis]
     return True
 
 
 @numba.njit(nogil=True)
-def _pair(state, mask, distance, occupied, reach, heads, pivots, steps, candidates, weights, disc, paths, places, shares):
+def _pair(state, mask, distance, occupied, reach, begins, heads, backs, steps, candidates, weights, disc, paths, places, shares):
     """Two long snakes that grow in turn; whether both came to their end."""
-    if not _begin_pair(state, mask.shape[0], distance, reach, heads, pivots, paths, places):
+    if not _begin_pair(state, mask.shape[0], distance, reach, begins, heads, backs, paths, places):
         return False
     for n in range(1, paths.shape[1]):
         for s in range(2):
@@ -277,7 +282,7 @@ def _pair(state, mask, distance, occupied, reach, heads, pivots, steps, candidat
 
 
 @numba.njit(nogil=True)
-def _distractor(state, mask, occupied, solid, heads, pivots, steps, candidates, weights, disc, path, pivot, shares):
+def _distractor(state, mask, occupied, room, begins, heads, backs, steps, candidates, weights, disc, path, pivot, shares):
     """One short snake on the mask; whether it came to its end. The mask is the caller's to put back."""
     size = mask.shape[0]
     free = 0
@@ -291,12 +296,11 @@ def _distractor(state, mask, occupied, solid, heads, pivots, steps, candidates, 
         if trial == TRIES:
             return False
         angle = _below(state, DEGREES)
-        if not _free_place(state, mask, solid[angle], place):
+        if not begins[angle] or not _free_place(state, mask, room[angle], place):
             return False
-        if _stays_inside(place, heads, pivots, angle, size):
+        if _turn(place, heads, backs, angle, pivot, size):
             break
     path[0, 0], path[0, 1], path[0, 2] = angle, place[0], place[1]
-    pivot[0], pivot[1] = place[0] + pivots[angle, 0], place[1] + pivots[angle, 1]
     for n in range(1, path.shape[0]):
         last = path[n - 1]
         stroke = _extend(state, mask, occupied, steps, candidates, weights, disc, pivot, last[0], shares)
@@ -316,10 +320,11 @@ def _walk(
     distance,
     short,
     occupied,
-    solid,
+    room,
     reach,
+    begins,
     heads,
-    pivots,
+    backs,
     steps,
     candidates,
     weights,
@@ -337,20 +342,22 @@ def _walk(
     attempts, done = 0, False
     while not done:
         attempts += 1
-        mask[:] = 0
-        mask[0], mask[-1], mask[:, 0], mask[:, -1] = 1, 1, 1, 1  # a border of one pixel
+        for y in range(size):
+            for x in range(size):  # a border of one pixel
+                mask[y, x] = y == 0 or x == 0 or y == size - 1 or x == size - 1
         done = _pair(
-            state, mask, distance, occupied, reach, heads, pivots, steps, candidates, weights, disc, paths, places, shares
+            state, mask, distance, occupied, reach, begins, heads, backs, steps, candidates, weights, disc, paths, places, shares
         )
-    before, used = mask.copy(), 0
+    before, used = np.zeros((size, size), np.float32), 0
+    _copy(mask, before)
     for _ in range(distractors.shape[0] // short):
         for _ in range(SNAKE_TRIES):
             path = distractors[used : used + short]
             if _distractor(
-                state, mask, occupied, solid, heads, pivots, steps, candidates, weights, disc, path, places[0], shares
+                state, mask, occupied, room, begins, heads, backs, steps, candidates, weights, disc, path, places[0], shares
             ):
                 used += short
-                before[:] = mask
+                _copy(mask, before)
                 break
-            mask[:] = before
+            _copy(before, mask)
     return attempts, used

@@ -54,12 +54,14 @@ class Stamps(NamedTuple):
     """All that is drawn with a margin, A = 360 + K directions: first strokes, then strokes that end at a candidate.
 
     Attributes:
-        lines: uint8 (A, n, n), the stroke around its given end, antialiased.
+        lines: float32 (A, n, n) from 0 to 255, the stroke around its given end, antialiased.
         occupied: float32 (A, n, n) from 0 to 1: the stroke with the margin around it.
-        solid: bool (A, n, n), where that is 1.
-        reach: int64 (A, 4), rows and columns from ... to of `solid`, relative to the given end.
-        heads: int64 (360, 2): from a first stroke's tail to its head; `pivots` likewise, to where it turned from.
-        steps: int64 (A, 2): from the last pivot to the next one.
+        room: bool (360, 2 r + 1, 2 r + 1), r = length + margin: what has to be free around a first stroke's tail.
+        reach: int64 (360, 4), rows and columns from ... to of `room`, relative to the tail.
+        begins: bool (360,), the directions of first strokes that there are.
+        heads: float64 (360, 2), the way from a first stroke's tail to its head; a place is rounded up (`moved`).
+        backs: float64 (360, 2), from there back to where it turned from, its pivot.
+        steps: float64 (A, 2), from the last pivot to the next one.
         candidates: int64 (K, 2): from a pivot to the pixels where the next stroke may end.
         weights: float64 (A, K): how likely each is after a stroke, as far as the turn goes.
         disc: int64 (D, 2), the pixels within the margin of one.
@@ -68,10 +70,11 @@ class Stamps(NamedTuple):
 
     lines: np.ndarray
     occupied: np.ndarray
-    solid: np.ndarray
+    room: np.ndarray
     reach: np.ndarray
+    begins: np.ndarray
     heads: np.ndarray
-    pivots: np.ndarray
+    backs: np.ndarray
     steps: np.ndarray
     candidates: np.ndarray
     weights: np.ndarray
@@ -86,24 +89,25 @@ def stamps(style: Style, margin: int) -> Stamps:
     candidates = _circle(style.length + margin)
     towards = np.arctan2(candidates[:, 0], candidates[:, 1])
     # A later stroke is drawn from its end back.
-    drawn = [_stroke(style, margin, angle) for angle in (*first, *(towards + np.pi))]
+    drawn = [_stroke(style, margin, angle) for angle in (*first, *_opposite(towards))]
     lines, occupied = (np.stack(pictures) for pictures in zip(*drawn, strict=True))
-    solid = occupied == 255
-    half = lines.shape[1] // 2
-    reach = [[rows.min(), rows.max(), columns.min(), columns.max()] for rows, columns in map(np.nonzero, solid)]
+    room = _room(style, margin, occupied[:DEGREES])
+    reach = [[rows.min(), rows.max(), columns.min(), columns.max()] for rows, columns in map(np.nonzero, room)]
+    reach = np.array(reach) - (style.length + margin)
+    corners = [room[:, rows, columns].any(axis=(1, 2)) for rows, columns in _quadrants(room.shape[1] // 2)]
 
     angles = np.concatenate([first, towards])
     turns = np.abs(angles[:, None] - towards[None])
     turns = np.minimum(np.minimum(turns, 2 * np.pi - turns) * style.continuity, np.pi / 2)
-    heads = _displacement(first, style.length)
     return Stamps(
-        lines=lines,
+        lines=lines.astype(np.float32),
         occupied=(occupied / np.float32(255)).astype(np.float32),
-        solid=solid,
-        reach=np.array(reach) - half,
-        heads=heads,
-        pivots=heads + _displacement(first + np.pi, style.length + margin),
-        steps=_displacement(angles, style.length + 2 * margin),
+        room=room,
+        reach=reach,
+        begins=np.all(corners, axis=0),
+        heads=_ways(first, style.length),
+        backs=_ways(_opposite(first), style.length + margin),
+        steps=_ways(angles, style.length + 2 * margin),
         candidates=candidates,
         weights=np.maximum(np.cos(turns), 0) ** 2,
         disc=_disc(margin),
@@ -111,10 +115,34 @@ def stamps(style: Style, margin: int) -> Stamps:
     )
 
 
-def _displacement(angles: np.ndarray, distance: float) -> np.ndarray:
-    """Whole (down, right) of a way in pixels, rounded up: (A, 2)."""
+def _room(style: Style, margin: int, occupied: np.ndarray) -> np.ndarray:
+    """What the original dilates the occupied pixels with, to find where a first stroke may have its tail.
+
+    It holds what the stroke occupies wholly, one pixel too far down and to the right, cut off at the margin there. The
+    dilation gives pixels at the border no value if all of this lies outside for them, and then no place is found. So
+    first strokes have only the directions, up and to the left, with which it reaches into all four quadrants.
+    """
+    start, side = math.ceil(style.thickness) - 1, 2 * (style.length + margin) + 1
+    return (occupied == 255)[:, start : start + side, start : start + side]
+
+
+def _quadrants(middle: int) -> list[tuple[slice, slice]]:
+    before, behind = slice(middle + 1), slice(middle, None)
+    return [(rows, columns) for rows in (before, behind) for columns in (before, behind)]
+
+
+def _opposite(angles: np.ndarray) -> np.ndarray:
+    return np.where(angles < 0, angles + np.pi, angles - np.pi)
+
+
+def _ways(angles: np.ndarray, distance: float) -> np.ndarray:
+    """(down, right) of a distance in pixels, (A, 2), the same on every machine.
+
+    What should be 0 stays what sines give, 5e-16 say: rounded up after it is added to a place near the border, it is a
+    pixel, in the original and here.
+    """
     way = distance * np.stack([np.sin(angles), np.cos(angles)], axis=1)
-    return np.ceil(way - 1e-9).astype(np.int64)
+    return np.where(np.abs(way) < 1e-9, way, np.round(way, 12))
 
 
 def _circle(radius: int) -> np.ndarray:
@@ -133,7 +161,7 @@ def _stroke(style: Style, margin: int, angle: float) -> tuple[np.ndarray, np.nda
     """A stroke from the centre of a picture at an angle, and what it occupies: uint8 (n, n) both."""
     scale, half = style.antialias, style.length + math.ceil(style.thickness) + margin
     centre = half * scale
-    down, right = centre + _displacement(np.array([angle]), style.length * scale)[0]
+    down, right = np.ceil(centre + _ways(np.array([angle]), style.length * scale)[0])
     large = Image.new("L", (2 * centre + 1, 2 * centre + 1))
     width = round(style.thickness * scale)
     ImageDraw.Draw(large).line([(centre, centre), (int(right), int(down))], fill=255, width=width)
