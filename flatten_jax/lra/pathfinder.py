@@ -262,7 +262,23 @@ def _begin_pair(state, size, distance, reach, begins, heads, backs, paths, place
 
 
 @numba.njit(nogil=True)
-def _pair(state, mask, distance, occupied, reach, begins, heads, backs, steps, candidates, weights, disc, paths, places, shares):
+def _pair(
+    state,
+    mask,
+    distance,
+    occupied,
+    reach,
+    begins,
+    heads,
+    backs,
+    steps,
+    candidates,
+    weights,
+    disc,
+    paths,
+    places,
+    shares,
+):
     """Two long snakes that grow in turn; whether both came to their end."""
     if not _begin_pair(state, mask.shape[0], distance, reach, begins, heads, backs, paths, places):
         return False
@@ -282,7 +298,9 @@ def _pair(state, mask, distance, occupied, reach, begins, heads, backs, steps, c
 
 
 @numba.njit(nogil=True)
-def _distractor(state, mask, occupied, room, begins, heads, backs, steps, candidates, weights, disc, path, pivot, shares):
+def _distractor(
+    state, mask, occupied, room, begins, heads, backs, steps, candidates, weights, disc, path, pivot, shares
+):
     """One short snake on the mask; whether it came to its end. The mask is the caller's to put back."""
     size = mask.shape[0]
     free = 0
@@ -346,7 +364,21 @@ def _walk(
             for x in range(size):  # a border of one pixel
                 mask[y, x] = y == 0 or x == 0 or y == size - 1 or x == size - 1
         done = _pair(
-            state, mask, distance, occupied, reach, begins, heads, backs, steps, candidates, weights, disc, paths, places, shares
+            state,
+            mask,
+            distance,
+            occupied,
+            reach,
+            begins,
+            heads,
+            backs,
+            steps,
+            candidates,
+            weights,
+            disc,
+            paths,
+            places,
+            shares,
         )
     before, used = np.zeros((size, size), np.float32), 0
     _copy(mask, before)
@@ -354,7 +386,20 @@ def _walk(
         for _ in range(SNAKE_TRIES):
             path = distractors[used : used + short]
             if _distractor(
-                state, mask, occupied, room, begins, heads, backs, steps, candidates, weights, disc, path, places[0], shares
+                state,
+                mask,
+                occupied,
+                room,
+                begins,
+                heads,
+                backs,
+                steps,
+                candidates,
+                weights,
+                disc,
+                path,
+                places[0],
+                shares,
             ):
                 used += short
                 _copy(mask, before)

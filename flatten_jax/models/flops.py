@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 
 from flatten_jax.models.backbone import Backbone
+from flatten_jax.models.images import dummy_images
 from flatten_jax.ops.norm import LayerNorm
 
 _LAYER_NORM = 5  # per element: what fvcore, which the paper used, counts for a LayerNorm
@@ -59,7 +60,7 @@ def multiply_adds(model: Backbone) -> int:
         with nn.intercept_methods(count_norm):
             return model.init_with_output(jax.random.key(0), images)[0]
 
-    images = jax.ShapeDtypeStruct((1, *model.image_size, 3), "float32")
+    images = jax.eval_shape(lambda: dummy_images(model))
     return sum(count for _, count in products(jax.make_jaxpr(forward)(images).jaxpr)) + norms
 
 
