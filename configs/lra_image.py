@@ -53,7 +53,8 @@ def smoke(config, batch_size: int = 32, epochs: int = 6):
     """The same in a minute on a CPU, on examples made in memory."""
     config.data.update(examples=320, workers=0)
     config.train.update(batch_size=batch_size, epochs=float(epochs), warmup_epochs=1.0, accumulation=1)
-    config.eval.update(batch_size=batch_size, every_epochs=3.0)
+    config.eval.update(batch_size=batch_size, every_epochs=float(epochs))
+    config.checkpoint.every_epochs = float(epochs)
     config.log_every_steps = 10
     return config
 

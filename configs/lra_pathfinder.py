@@ -42,6 +42,10 @@ def get_config(arg: str = ""):
     side = sizes[0] if sizes else 32
     config.model.image_size = (side, side)
     if "smoke" in rest:
-        smoke(config)
-        config.model.attn_type = "linear"
+        smoke(config, epochs=40)
+        config.data.examples = 80
+        config.model.update(attn_type="linear", dropout=0.0)
+        config.optimizer.learning_rate = (
+            0.064  # of a batch of 32, so that 64 pictures can be seen to be learned by heart
+        )
     return config

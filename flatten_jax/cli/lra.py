@@ -36,6 +36,5 @@ def lra(args: argparse.Namespace) -> None:
         for done in write(made, args.out, workers):
             bar.update(done - bar.n)
     print(f"{args.out}: {made.count:,} examples of {args.task}, in {time.monotonic() - began:.0f} s", flush=True)
-    print(
-        f"train on them: python main.py --config configs/lra_{args.task}.py --config.data.folder={args.out} --workdir DIR"
-    )
+    config = f"configs/lra_{args.task}.py" + (f":{args.size}" if own else "")
+    print(f"train on them: python main.py --config {config} --config.data.folder={args.out} --workdir DIR")

@@ -57,9 +57,7 @@ class ImageSource(Source):
         self.class_names = self._pictures.class_names
         count, expected = len(self._pictures), CIFAR10["test" if split == "test" else "train"]
         if count != expected:
-            self.note = (
-                f"{folder} is not CIFAR-10: {count:,} pictures and not {expected:,}; figures compare with nobody's"
-            )
+            self.note = f"{folder} is not CIFAR-10: {count:,} pictures, not {expected:,}; figures compare with nobody's"
         self._order = np.arange(count)
         if split != "test":
             order = np.random.RandomState(0).permutation(count)  # whose numbers never change
@@ -152,7 +150,5 @@ class Tokens:
             return self(decode(image, name), rng)
         (length,) = self.shape
         if len(image) > length:
-            raise ValueError(
-                f"{name} has {len(image)} tokens, more than {length}: set model.image_size=(1, {len(image)})"
-            )
+            raise ValueError(f"{name} has {len(image)} tokens, more than model.image_size={self.grid} takes")
         return np.pad(image, (0, length - len(image)))

@@ -36,9 +36,8 @@ def make_schedule(
         ramp = start + (peak - start) * step / max(1, warmup_steps)
         cosine = floor + 0.5 * (peak - floor) * (1 + jnp.cos(jnp.pi * step / total_steps))
         if config.get("schedule") == "rsqrt":
-            falling = jnp.maximum(
-                floor, peak * jnp.sqrt(max(1, warmup_steps) / jnp.maximum(step, max(1, warmup_steps)))
-            )
+            top = max(1, warmup_steps)
+            falling = jnp.maximum(floor, peak * jnp.sqrt(top / jnp.maximum(step, top)))
             return jnp.where(step < warmup_steps, ramp, jnp.where(step < total_steps, falling, floor))
         return jnp.where(step < warmup_steps, ramp, jnp.where(step < total_steps, cosine, floor))
 

@@ -90,14 +90,14 @@ SETTINGS: dict[str, Setting] = {
     ),
     "data.data_dir": Setting(str, "", "of TFDS sets; '': $TFDS_DATA_DIR or ~/tensorflow_datasets"),
     "data.folder": Setting(
-        str, "", "of name=folder: holds train/<class>/*.jpg, and val/ or test/ likewise; of the arena's: docs/lra.md"
+        str, "", "holds train/<class>/*.jpg, and val/ or test/ likewise; or a set of `flatten-jax lra`"
     ),
     "data.train_split": Setting(str, "", "trained on; of TFDS also a slice, train[:10%]"),
     "data.eval_split": Setting(str, "", "evaluated on; eval: val, validation or test, whichever is there"),
     "data.workers": Setting(int, "[0, inf)", "processes that decode and augment; 0: threads of this one"),
     "data.on_corrupt": Setting(str, "fail | skip", "an unreadable training picture ends the run, or is replaced"),
     "data.examples": Setting(
-        int, "[0, inf)", "to generate, of name=synthetic, or pathfinder and listops without a folder; 0: 320"
+        int, "[0, inf)", "to generate: synthetic, or pathfinder and listops without a folder; 0: 320"
     ),
     "data.mean": Setting(list, "[0, 1]", "that pictures are normalised by, of values in [0, 1]", IMAGENET_MEAN),
     "data.std": Setting(list, "(0, inf)", "standard deviation that pictures are normalised by", IMAGENET_STD),
@@ -248,6 +248,6 @@ def _conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
     if data.name == "folder" and not data.folder:
         yield "data.name='folder' needs --config.data.folder=PATH, a folder with train/<class>/*.jpg in it"
     if data.name == "lra_image" and not data.folder:
-        yield "data.name='lra_image' needs --config.data.folder=PATH, CIFAR-10 as train/<class>/*.jpg and test/ likewise"
+        yield "data.name='lra_image' needs --config.data.folder=PATH, CIFAR-10 as train/<class>/*.jpg and test/"
     if config.init_new_head and not config.init_from:
         yield "init_new_head=True has no effect without --config.init_from=PATH: add that, or init_new_head=False"

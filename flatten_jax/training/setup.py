@@ -218,8 +218,8 @@ def _check_tokens(config: ml_collections.ConfigDict, model: nn.Module, source: S
     for option, off in NO_AUGMENTATION.items():
         if tuple(np.atleast_1d(config.augment[option])) != tuple(np.atleast_1d(off)):
             raise ValueError(
-                f"augment.{option}={config.augment[option]!r} has no effect on tokens, of which {config.model.name} is a "
-                f"model: set it to {off!r}"
+                f"augment.{option}={config.augment[option]!r} has no effect on the tokens of {config.model.name}: "
+                f"set it to {off!r}"
             )
 
 
