@@ -16,7 +16,6 @@ import numpy as np
 
 from flatten_jax.lra import listops, pathfinder
 
-PART = 500  # records of a file
 DESCRIPTION = "dataset.json"
 
 
@@ -28,6 +27,7 @@ class Made(NamedTuple):
         count: examples.
         seed: of all of them; each has its own index besides.
         size, difficulty: of Pathfinder's pictures; of others 0 and "".
+        part: records of a file.
     """
 
     task: str
@@ -35,11 +35,12 @@ class Made(NamedTuple):
     seed: int = 0
     size: int = 0
     difficulty: str = ""
+    part: int = 500
 
     def check(self) -> None:
         """ValueError where there is no such set."""
-        if self.count < 1 or self.seed < 0:
-            raise ValueError(f"count={self.count} must be at least 1, and seed={self.seed} at least 0")
+        if self.count < 1 or self.seed < 0 or self.part < 1:
+            raise ValueError(f"count={self.count} and part={self.part} must be at least 1, seed={self.seed} at least 0")
         if self.task == "pathfinder":
             pathfinder.check(self.size, self.difficulty)
 
@@ -52,10 +53,10 @@ class Made(NamedTuple):
 
     @property
     def parts(self) -> int:
-        return -(-self.count // PART)
+        return -(-self.count // self.part)
 
     def indices(self, part: int) -> range:
-        return range(part * PART, min(self.count, (part + 1) * PART))
+        return range(part * self.part, min(self.count, (part + 1) * self.part))
 
 
 def records(made: Made, indices: range) -> np.ndarray:

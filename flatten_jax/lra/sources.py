@@ -11,7 +11,7 @@ from flatten_jax.data.augment import decode
 from flatten_jax.data.folder import FolderSource
 from flatten_jax.data.source import Example, Source
 from flatten_jax.lra import listops
-from flatten_jax.lra.made import PART, Made, open_parts, read, records
+from flatten_jax.lra.made import Made, open_parts, read, records
 
 SOURCES = ("lra_image", "pathfinder", "listops")
 SPLITS = ("train", "validation", "test")
@@ -108,7 +108,7 @@ class MadeSource(Source):
                 else open_parts(made, self._folder)
             )
         index = self._range[index]
-        record = self._parts[index // PART][index % PART]
+        record = self._parts[index // self._made.part][index % self._made.part]
         name = f"{self._made.task}/{self._folder or 'in memory'}/{index}"
         if self._made.task == "listops":
             return Example(np.array(record["tokens"][: record["length"]]), int(record["label"]), name)
