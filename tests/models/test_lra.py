@@ -64,9 +64,14 @@ def test_those_that_cannot_leave_out_tokens_are_refused():
         create_model("lra_listops", **TINY, class_token=False, image_size=(1, 16))
 
 
-@pytest.mark.parametrize("attention", [name for name, cls in ATTENTIONS.items() if not cls.takes_before])
+# Those that look at the tokens themselves, which are wider than what is inside of the attention.
+LOOKS = [name for name, cls in ATTENTIONS.items() if not cls.streams and not cls.takes_before]
+
+
+@pytest.mark.parametrize("attention", [*LOOKS, "inline", "linformer", "vicinity", "polaformer"])
 def test_any_attention_fits_the_grid_of_pixels(attention):
-    model = create_model("lra_pathfinder", **{**TINY, "depth": 1}, attn_type=attention, image_size=16, dropout=0.0)
+    options = {**TINY, "depth": 1, "qkv_dim": 16, "embed_dim": 24}
+    model = create_model("lra_pathfinder", **options, attn_type=attention, image_size=16, dropout=0.0)
     shapes = abstract_variables(model)["params"]["blocks_0"]["attn"]
     assert ("narrow" in shapes) == (ATTENTIONS[attention].streams == "")
 
