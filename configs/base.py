@@ -19,7 +19,7 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict(
         {
-            "name": "imagenet2012",  # a TFDS name, "digits", "folder", or "synthetic"
+            "name": "imagenet2012",  # a TFDS name, "digits", "folder", "synthetic", or the arena's (docs/lra.md)
             "data_dir": "",  # of TFDS sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
             "folder": "",  # of name="folder": holds train/<class>/*.jpg and val/ or test/ likewise
             "train_split": "train",
@@ -28,7 +28,7 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
             "mean": recipe.mean,  # of the channels, 0 to 1, by which pictures are normalised
             "std": recipe.std,
             "on_corrupt": "fail",  # or "skip": replace an unreadable training picture, and count it
-            "examples": 0,  # of name="synthetic"
+            "examples": 0,  # to generate, of name="synthetic" or the arena's without a folder
         }
     )
     config.augment = ml_collections.ConfigDict(
@@ -63,6 +63,7 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
             "learning_rate": recipe.learning_rate,
             "warmup_learning_rate": recipe.warmup_learning_rate,
             "min_learning_rate": recipe.min_learning_rate,
+            "schedule": "cosine",  # or "rsqrt"
             "weight_decay": recipe.weight_decay,
             "clip_norm": recipe.clip_norm,  # 0: none
             "b1": 0.9,

@@ -15,6 +15,7 @@ from flatten_jax.data.augment import RESIZE_RATIO
 from flatten_jax.models import PUBLISHED, create_model, cswin, deit, model_options, pvt, swin
 from flatten_jax.models.registry import FAMILIES as FAMILIES_OF_MODELS
 from flatten_jax.training import agreement, run_config, settings
+from flatten_jax.training.optimizer import make_schedule
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "base", "recipes"))
@@ -152,7 +153,7 @@ def test_published_config_names_its_model(name, variant):
         assert options == {"num_classes": 1000, "image_size": model_options(name)["image_size"], "dtype": "float32"}
 
 
-@pytest.mark.parametrize("family", FAMILIES_OF_MODELS)
+@pytest.mark.parametrize("family", [family for family in FAMILIES_OF_MODELS if family != "lra"])
 def test_a_smoke_of_every_family_builds_its_model(family):
     """But for its depth; whole models are traced by tests/models/test_registry.py."""
     name = next(name for name in FAMILIES_OF_MODELS[family].MODELS if name in RECIPES)
@@ -165,6 +166,42 @@ def test_a_smoke_of_every_family_builds_its_model(family):
 
 def test_cifar10_builds_its_model():
     assert build(load("cifar10")).image_size == (32, 32)
+
+
+# Steps, batch, peak of the learning rate, warm-up steps, of the official configs; and examples they train on.
+ARENA = {
+    ("lra_image", ""): (35_000, 256, 5e-4, 175, 45_000),
+    ("lra_pathfinder", ""): (62_400, 512, 1e-3, 312, 160_000),
+    ("lra_pathfinder", "64"): (62_400, 512, 1e-3, 312, 160_000),
+    ("lra_pathfinder", "128,linear"): (62_400, 512, 1e-3, 312, 160_000),
+    ("lra_listops", ""): (5_000, 32, 0.05 / 1000**0.5, 1000, 96_000),
+}
+
+
+@pytest.mark.parametrize(("file", "variant"), ARENA)
+def test_the_arenas_recipes_are_the_official_ones(file, variant):
+    config = settings.checked(load(file, variant) if file != "lra_image" else parse_with_folder(file))
+    steps, batch, peak, warmup, examples = ARENA[file, variant]
+    epoch = examples // config.train.batch_size
+    assert (round(config.train.epochs * epoch), round(config.train.warmup_epochs * epoch)) == (steps, warmup)
+    assert config.train.batch_size == batch
+    schedule = make_schedule(config.optimizer, batch_size=batch, warmup_steps=warmup, total_steps=steps)
+    assert float(schedule(warmup)) == pytest.approx(peak, rel=1e-3)
+    if file == "lra_listops":
+        assert float(schedule(4000)) == pytest.approx(0.05 / 4000**0.5, rel=1e-5)
+        assert float(schedule(500)) == pytest.approx(0.05 * 0.5 / 1000**0.5, rel=1e-5)
+    assert (config.optimizer.b1, config.optimizer.b2, config.optimizer.eps) == (0.9, 0.98, 1e-9)
+    assert build(config).image_size == tuple(config.model.image_size)
+
+
+def parse_with_folder(file):
+    return parse(f"--config=configs/{file}.py", "--config.data.folder=somewhere")
+
+
+@pytest.mark.parametrize("file", ["lra_image", "lra_pathfinder", "lra_listops"])
+def test_an_unknown_variant_of_the_arenas_is_refused(file):
+    with pytest.raises(ValueError, match=f"unknown variant '48' of configs/{file}.py.*smoke"):
+        load(file, "48")
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -34,6 +34,7 @@ class Site:
         bias: added to scores, (W, 1 or h, N, M) with W a divisor of B. Example b takes bias[b % W], so that the windows
             of a picture can differ while pictures share them.
         before: (B, N, C), what the attention of the block before gave, for those that declare `takes_before`.
+        mask: (B, prefix + N) bool, which tokens there are; the others only fill up sequences. None: all.
     """
 
     grid: Grid = flax.struct.field(pytree_node=False)
@@ -43,6 +44,7 @@ class Site:
     window: bool = flax.struct.field(pytree_node=False, default=False)
     bias: jax.Array | None = None
     before: jax.Array | None = None
+    mask: jax.Array | None = None
 
     @property
     def keys(self) -> Grid:
@@ -106,6 +108,7 @@ class Attention(nn.Module):
     - `takes_reduced`: whether keys and values may be fewer than queries.
     - `takes_windows`: whether it works inside windows and stripes.
     - `takes_before`: whether it uses `site.before`.
+    - `takes_mask`: whether tokens that `site.mask` leaves out do not count, as if they were not there.
     - `linear_cost`: whether its cost grows linearly with the number of tokens.
     - `independent`: whether an example's result is its own in evaluation, and not its batch-mates' too.
     - `sized`: parameter -> how it belongs to the number of tokens.
@@ -129,6 +132,7 @@ class Attention(nn.Module):
     takes_reduced: ClassVar[bool] = True
     takes_windows: ClassVar[bool] = True
     takes_before: ClassVar[bool] = False
+    takes_mask: ClassVar[bool] = False
     linear_cost: ClassVar[bool] = True
     independent: ClassVar[bool] = True
     sized: ClassVar[Mapping[str, Sized]] = {}
@@ -162,6 +166,7 @@ class Attention(nn.Module):
                 "tokens and registers the number has to be told (prefix=1)"
             )
         for asked, takes, sentence in (
+            (site.mask is not None, "takes_mask", "cannot leave out what fills up shorter sequences"),
             (
                 site.prefix,
                 "takes_prefix",

@@ -81,6 +81,11 @@ def centred_attention(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) ->
     return (moved + mean).astype(dtype)
 
 
+def kept(k: jax.Array, site: Site) -> jax.Array:
+    """Features of keys (B, M, h, d), zero for tokens that `site.mask` leaves out."""
+    return k if site.mask is None else jnp.where(site.mask[:, :, None, None], k, 0)
+
+
 def elu1(x: jax.Array) -> jax.Array:
     """elu(x) + 1 in float32 at least, without the cancellation for negative x."""
     x = wide(x)

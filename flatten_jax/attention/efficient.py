@@ -10,17 +10,20 @@ from flatten_jax.attention.contract import Attention, Origin, Site, heads
 from flatten_jax.attention.core import wide
 
 
-def efficient_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def efficient_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """softmax(q) (softmax(k)^T v) per head: of q over its d channels, of k over the tokens, both in float32.
 
     Args:
         q: (B, N, h, d).
         k: (B, M, h, d).
         v: (B, M, h, e).
+        mask: (B, M) bool, which keys there are; None: all.
 
     Returns:
         (B, N, h, e), means of means of v.
     """
+    if mask is not None:
+        k = jnp.where(mask[:, :, None, None], k, -jnp.inf)
     q, k = (jax.nn.softmax(wide(x), axis=axis).astype(v.dtype) for x, axis in ((q, -1), (k, 1)))
     return jnp.einsum("bnhd,bhde->bnhe", q, jnp.einsum("bmhd,bmhe->bhde", k, v))
 
@@ -45,6 +48,8 @@ class Efficient(Attention):
     original: ClassVar[Mapping[str, str]] = {"q": "queries", "k": "keys", "v": "values", "proj": "reprojection"}
     pointwise: ClassVar[tuple[str, ...]] = ("qkv", "q", "kv", "proj")
 
+    takes_mask: ClassVar[bool] = True
+
     key_channels: int = 0
     value_channels: int = 0
 
@@ -58,4 +63,4 @@ class Efficient(Attention):
 
     def __call__(self, x: jax.Array, site: Site, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         q, k, v_ = (heads(a, self.num_heads) for a in (q, k, v))
-        return efficient_attention(q, k, v_).reshape(x.shape[0], -1, v.shape[2])
+        return efficient_attention(q, k, v_, site.mask).reshape(x.shape[0], -1, v.shape[2])

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Attention, Origin, Site
 from flatten_jax.attention.core import unit, wide
@@ -37,7 +38,9 @@ class Hydra(Attention):
         licence="none",
         formula="q / |q| * sum (k / |k| * v), elementwise",
     )
+    takes_mask: ClassVar[bool] = True
     original: ClassVar[Mapping[str, str]] = {"proj": "out"}
 
     def __call__(self, x: jax.Array, site: Site, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        k = k if site.mask is None else jnp.where(site.mask[:, :, None], k, 0)
         return hydra_attention(q, k, v)

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Attention, Origin, Site, heads
-from flatten_jax.attention.core import linear_attention, wide
+from flatten_jax.attention.core import kept, linear_attention, wide
 
 
-def random_features(x: jax.Array, projection: jax.Array, over: tuple[int, ...]) -> jax.Array:
+def random_features(
+    x: jax.Array, projection: jax.Array, over: tuple[int, ...], mask: jax.Array | None = None
+) -> jax.Array:
     """exp(W x - |x|^2 / 2 - top) + 1e-4 with x scaled by d^-1/4, in float32 at least.
 
     Args:
@@ -19,13 +21,15 @@ def random_features(x: jax.Array, projection: jax.Array, over: tuple[int, ...]) 
         projection: W, (m, d).
         over: axes of the result over which `top` is the largest W x: the last for queries, that and the tokens' for
             keys. No gradient goes through it, as in the original.
+        mask: (B, N) bool, the tokens that `top` is looked for among; None: all.
 
     Returns:
         (B, N, h, m).
     """
     x = wide(x) * x.shape[-1] ** -0.25
     products = jnp.einsum("bnhd,md->bnhm", x, projection, precision="highest")
-    top = jax.lax.stop_gradient(products.max(axis=over, keepdims=True))
+    among = products if mask is None else jnp.where(mask[:, :, None, None], products, -jnp.inf)
+    top = jax.lax.stop_gradient(among.max(axis=over, keepdims=True))
     return jnp.exp(products - (x * x).sum(axis=-1, keepdims=True) / 2 - top) + 1e-4
 
 
@@ -64,6 +68,8 @@ class Performer(Attention):
         formula="phi(q) (phi(k)^T v) / (phi(q) . sum phi(k)), phi(x) = exp(W x - |x|^2 / 2), W random",
     )
 
+    takes_mask: ClassVar[bool] = True
+
     nb_features: int = 0
     ortho_scaling: int = 0
     generalized_attention: bool = False
@@ -85,5 +91,5 @@ class Performer(Attention):
         if self.generalized_attention:
             q, k = relu_features(q, projection), relu_features(k, projection)
         else:
-            q, k = random_features(q, projection, (-1,)), random_features(k, projection, (1, -1))
-        return linear_attention(q, k, v_, self.dtype, epsilon=0.0).reshape(x.shape[0], -1, v.shape[2])
+            q, k = random_features(q, projection, (-1,)), random_features(k, projection, (1, -1), site.mask)
+        return linear_attention(q, kept(k, site), v_, self.dtype, epsilon=0.0).reshape(x.shape[0], -1, v.shape[2])

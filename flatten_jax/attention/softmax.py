@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Attention, Origin, Site, heads
 
+ABSENT = -1e30  # score of a token that is not there
+
 
 def softmax_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, scale: float | None = None
@@ -45,7 +47,11 @@ class Softmax(Attention):
         formula="softmax(q k^T / sqrt(d)) v",
     )
     takes_bias: ClassVar[bool] = True
+    takes_mask: ClassVar[bool] = True
     linear_cost: ClassVar[bool] = False
 
     def __call__(self, x: jax.Array, site: Site, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return softmax_attention(*(heads(a, self.num_heads) for a in (q, k, v)), site.bias).reshape(q.shape)
+        bias = site.bias
+        if site.mask is not None:
+            bias = jnp.where(site.mask[:, None, None], 0 if bias is None else bias, ABSENT)
+        return softmax_attention(*(heads(a, self.num_heads) for a in (q, k, v)), bias).reshape(q.shape)

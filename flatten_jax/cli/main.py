@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from flatten_jax.cli import attentions, config, data, look, measure, weights
+from flatten_jax.cli import attentions, config, data, look, lra, measure, weights
 
 COMMANDS = (
     look.add_models,
@@ -19,6 +19,7 @@ COMMANDS = (
     look.add_curves,
     measure.add_bench,
     data.add_prepare,
+    lra.add_lra,
 )
 
 

@@ -302,6 +302,8 @@ def _picture(example: Example, transform: Callable[..., np.ndarray], *arguments:
 
 
 def _picture_shape(transform: Callable[..., np.ndarray], *arguments: Any) -> tuple[int, ...]:
+    if shape := getattr(transform, "shape", None):
+        return shape
     return transform(Image.new("RGB", (32, 32)), *arguments).shape
 
 

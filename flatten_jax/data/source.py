@@ -30,10 +30,12 @@ class Source(abc.ABC):
     Attributes:
         class_names: one name per label.
         note: what is unusual about the split, for people; or "".
+        vocabulary: how many tokens there are, for models of tokens: of pictures the grey values.
     """
 
     class_names: tuple[str, ...]
     note: str = ""
+    vocabulary: int = 256
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

@@ -11,8 +11,9 @@ import numpy as np
 
 from flatten_jax.data.folder import FolderSource
 from flatten_jax.data.source import Example, Source
+from flatten_jax.lra import sources as lra
 
-KNOWN = ("imagenet2012", "digits", "folder", "synthetic")  # those that the documents speak of
+KNOWN = ("imagenet2012", "digits", "folder", "synthetic", *lra.SOURCES)  # those that the documents speak of
 NAME_FEATURES = ("file_name", "filename", "image/filename")
 
 
@@ -31,14 +32,16 @@ def open_source(
 
     Args:
         name: "imagenet2012" or another image-classification set of TFDS ("cifar10", "set/config", "set:1.0.0"),
-            "digits", "folder" or "synthetic".
+            "digits", "folder", "synthetic", or Long Range Arena's "lra_image", "pathfinder" or "listops".
         split: "train", or "eval" for whichever evaluation split the set has; TFDS sets and folders also take the name
             of a split, TFDS a slice such as "train[:10%]".
         data_dir: for TFDS and digits, the folder that holds one folder per data set.
             Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-        folder: for "folder", the folder that holds `train/<class>/*.jpg` and `val` or `test` likewise.
+        folder: for "folder", the folder that holds `train/<class>/*.jpg` and `val` or `test` likewise; for the arena's,
+            see `lra.sources`.
         hold_out: for "folder": evaluate on a part of "train" where there is no other set (default).
-        image_size, num_classes, examples: for "synthetic"; default 32 pixels, 10 classes, 320 examples.
+        image_size, num_classes, examples: for "synthetic"; default 32 pixels, 10 classes, 320 examples. Of them
+            "pathfinder" takes the first and the last without a folder, "listops" the last.
 
     Raises:
         FileNotFoundError: nothing or not all is there; the text names the path and what to do.
@@ -46,12 +49,22 @@ def open_source(
     """
     given = {"folder": folder, "image_size": image_size, "num_classes": num_classes, "examples": examples}
     given["hold_out"] = hold_out
-    takes = {"folder": ("folder", "hold_out"), "synthetic": ("image_size", "num_classes", "examples")}.get(name, ())
+    made = ("folder",) if folder else ("image_size", "examples") if name == "pathfinder" else ("examples",)
+    takes = {
+        "folder": ("folder", "hold_out"),
+        "synthetic": ("image_size", "num_classes", "examples"),
+        "lra_image": ("folder",),
+        "pathfinder": made,
+        "listops": made,
+    }.get(name, ())
     for option, value in given.items():
         if value is not None and option not in takes:
             raise ValueError(f"{option}={value!r} is not an option of the data source {name!r}: leave it out")
     if name == "synthetic":
         return SyntheticSource(split, image_size or 32, num_classes or 10, examples or 320)
+    if name in lra.SOURCES:
+        side = image_size if isinstance(image_size, int) or image_size is None else image_size[0]
+        return lra.open_lra(name, split, folder, examples, side)
     if name == "folder":
         if folder is None:
             raise ValueError("the data source 'folder' needs folder=PATH, a folder with train/<class>/*.jpg in it")

@@ -48,6 +48,7 @@ class Backbone(nn.Module):
 
     # An entry of the original's state dict that no other family's has; "" for hosts, known by widths and attentions.
     hallmark: ClassVar[str] = ""
+    tokens: ClassVar[bool] = False  # whether it takes numbers of tokens (B, N), and no pictures
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
     epsilon: ClassVar[float] = 1e-6  # of the LayerNorms in blocks and after them
     # Patterns of how the names end of what the original's state dict holds and anyone can compute: not loaded.
@@ -85,6 +86,10 @@ class Backbone(nn.Module):
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
         """What the first `count` levels give, none of the later ones being computed."""
         raise NotImplementedError
+
+    def check_input(self, images: jax.Array) -> None:
+        """ValueError, with what to do, unless these are what `levels` takes."""
+        check_images(images, self.image_size)
 
     def final_norm(self, x: jax.Array) -> jax.Array:
         return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(x)
@@ -216,7 +221,7 @@ class Backbone(nn.Module):
 
     @nn.compact
     def _forward(self, images: jax.Array, train: bool, output: str) -> jax.Array | list[jax.Array]:
-        check_images(images, self.image_size)
+        self.check_input(images)
         indices = self._indices()
         levels = self.levels(images, train, max(indices) + 1 if output == "maps" else len(self.level_info()))
         if output == "maps":

@@ -50,5 +50,7 @@ def check_images(images: jax.Array, image_size: tuple[int, int]) -> None:
 
 
 def dummy_images(model: nn.Module, batch_size: int = 1) -> jax.Array:
-    """Zeros of the shape a model takes, for `model.init`."""
+    """Zeros of the shape a model takes, for `model.init`; for a model of tokens whole numbers (B, N)."""
+    if getattr(model, "tokens", False):
+        return jnp.zeros((batch_size, model.image_size[0] * model.image_size[1]), jnp.int32)
     return jnp.zeros((batch_size, *model.image_size, 3), jnp.float32)

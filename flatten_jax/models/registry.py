@@ -18,6 +18,7 @@ from flatten_jax.models import (
     hornet,
     hyena_deit,
     l2vit,
+    lra,
     mhla_deit,
     mila,
     msvmamba,
@@ -70,6 +71,7 @@ _FAMILIES = (
     tnt,
     msvmamba,
     stvit,
+    lra,
 )
 FAMILIES: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in _FAMILIES}
 

@@ -19,7 +19,7 @@ from flatten_jax.training.lock import only_run_in
 from flatten_jax.training.metrics import Meter, MetricsWriter, Progress, TrainingDiverged
 from flatten_jax.training.preemption import Preempted, Preemption
 from flatten_jax.training.run_config import find_config
-from flatten_jax.training.setup import Run
+from flatten_jax.training.setup import Run, takes_tokens
 from flatten_jax.training.sharding import by_size, bytes_per_device, describe_mesh, to_host
 from flatten_jax.training.step import TrainState, abstract_state, init_state, make_train_step
 from flatten_jax.training.tasks import Variables
@@ -276,8 +276,10 @@ def _say(text: str) -> None:
 def _describe(run: Run, state: TrainState, origin: str) -> None:
     config = run.config
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    height, width = run.model.image_size
+    takes = f"{height * width:,} tokens" if takes_tokens(run.model) else f"{height} x {width} px"
     _say(
-        f"{config.model.name}: {parameters:,} parameters, {run.model.image_size[0]} x {run.model.image_size[1]} px, "
+        f"{config.model.name}: {parameters:,} parameters, {takes}, "
         f"{config.model.dtype}; {len(run.train_source):,} training and {len(run.eval_source):,} test images of "
         f"{run.model.num_classes:,} classes\n"
         f"{run.total_steps:,} steps of {config.train.batch_size} images, {run.steps_per_epoch:,} an epoch\n"

@@ -16,10 +16,12 @@ def make_schedule(
 ) -> Schedule:
     """Learning rate by step: linear warm-up, then the cosine *counted from step 0*, then the minimum.
 
+    The schedule "rsqrt" falls with one over the square root of the step from the peak, at the end of the warm-up, on.
+
     Peak, warm-up and minimum rates are given for a batch of 512 images and scale with the batch.
 
     Args:
-        config: `learning_rate`, `warmup_learning_rate`, `min_learning_rate`.
+        config: `learning_rate`, `warmup_learning_rate`, `min_learning_rate`, `schedule`.
         batch_size: images in an optimizer step, over all devices.
         warmup_steps: steps of the ramp; 0 for none.
         total_steps: length of the cosine; steps after it (cooldown) run at the minimum.
@@ -33,6 +35,10 @@ def make_schedule(
         step = jnp.asarray(step, jnp.float32)
         ramp = start + (peak - start) * step / max(1, warmup_steps)
         cosine = floor + 0.5 * (peak - floor) * (1 + jnp.cos(jnp.pi * step / total_steps))
+        if config.get("schedule") == "rsqrt":
+            top = max(1, warmup_steps)
+            falling = jnp.maximum(floor, peak * jnp.sqrt(top / jnp.maximum(step, top)))
+            return jnp.where(step < warmup_steps, ramp, jnp.where(step < total_steps, falling, floor))
         return jnp.where(step < warmup_steps, ramp, jnp.where(step < total_steps, cosine, floor))
 
     return schedule

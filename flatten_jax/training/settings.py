@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from flatten_jax.data import rand_augment
+from flatten_jax.lra import sources as lra
 from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD
 
 DTYPES = {
@@ -84,14 +85,20 @@ SETTINGS: dict[str, Setting] = {
     "model.num_classes": Setting(int, "[0, inf)", "what the data have; 0: take it from them"),
     "model.drop_path": Setting(float, "[0, 1)", "stochastic-depth rate of the last block, growing from 0"),
     "model.dtype": Setting(str, " | ".join(DTYPES), "of the computation; parameters are float32"),
-    "data.name": Setting(str, "", "folder, digits, synthetic, imagenet2012 or another name of TFDS"),
+    "data.name": Setting(
+        str, "", "folder, digits, synthetic, lra_image, pathfinder, listops, imagenet2012 or another name of TFDS"
+    ),
     "data.data_dir": Setting(str, "", "of TFDS sets; '': $TFDS_DATA_DIR or ~/tensorflow_datasets"),
-    "data.folder": Setting(str, "", "of name=folder: holds train/<class>/*.jpg, and val/ or test/ likewise"),
+    "data.folder": Setting(
+        str, "", "holds train/<class>/*.jpg, and val/ or test/ likewise; or a set of `flatten-jax lra`"
+    ),
     "data.train_split": Setting(str, "", "trained on; of TFDS also a slice, train[:10%]"),
     "data.eval_split": Setting(str, "", "evaluated on; eval: val, validation or test, whichever is there"),
     "data.workers": Setting(int, "[0, inf)", "processes that decode and augment; 0: threads of this one"),
     "data.on_corrupt": Setting(str, "fail | skip", "an unreadable training picture ends the run, or is replaced"),
-    "data.examples": Setting(int, "[0, inf)", "of name=synthetic: pictures to generate; 0: 320"),
+    "data.examples": Setting(
+        int, "[0, inf)", "to generate: synthetic, or pathfinder and listops without a folder; 0: 320"
+    ),
     "data.mean": Setting(list, "[0, 1]", "that pictures are normalised by, of values in [0, 1]", IMAGENET_MEAN),
     "data.std": Setting(list, "(0, inf)", "standard deviation that pictures are normalised by", IMAGENET_STD),
     "augment.repeats": Setting(int, "[1, inf)", "how often an epoch has a picture, each time augmented anew", 1),
@@ -115,6 +122,9 @@ SETTINGS: dict[str, Setting] = {
     "optimizer.learning_rate": Setting(float, "[0, inf)", "peak, for a batch of 512; scaled to the batch"),
     "optimizer.warmup_learning_rate": Setting(float, "[0, inf)", "where the warm-up starts, for a batch of 512"),
     "optimizer.min_learning_rate": Setting(float, "[0, inf)", "where the cosine ends, for a batch of 512"),
+    "optimizer.schedule": Setting(
+        str, "cosine | rsqrt", "from the peak: a cosine, or one over the square root of the step", "cosine"
+    ),
     "optimizer.weight_decay": Setting(float, "[0, inf)", "of AdamW, decoupled"),
     "optimizer.clip_norm": Setting(float, "[0, inf)", "largest norm of a gradient; 0: any"),
     "optimizer.b1": Setting(float, "[0, 1)", "AdamW's decay of the first moment"),
@@ -233,9 +243,11 @@ def _conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
             )
     if config.model.get("features_only"):
         yield "model.features_only=True gives maps, and what is trained are classes: leave it out"
-    if data.folder and data.name != "folder":
+    if data.folder and data.name not in ("folder", *lra.SOURCES):
         yield f"data.folder={data.folder!r} has no effect on data.name={data.name!r}: add --config.data.name=folder"
     if data.name == "folder" and not data.folder:
         yield "data.name='folder' needs --config.data.folder=PATH, a folder with train/<class>/*.jpg in it"
+    if data.name == "lra_image" and not data.folder:
+        yield "data.name='lra_image' needs --config.data.folder=PATH, CIFAR-10 as train/<class>/*.jpg and test/"
     if config.init_new_head and not config.init_from:
         yield "init_new_head=True has no effect without --config.init_from=PATH: add that, or init_new_head=False"

@@ -1,7 +1,7 @@
 """From a config to everything a run needs, checked before anything is compiled."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -12,14 +12,25 @@ from jax.sharding import Mesh
 
 from flatten_jax.data import augment, check, pipeline, sources
 from flatten_jax.data.source import Source
+from flatten_jax.lra import sources as lra
 from flatten_jax.models import create_model
 from flatten_jax.training import settings
 from flatten_jax.training.optimizer import make_optimizer, make_schedule
 from flatten_jax.training.preprocess import Mixing
 from flatten_jax.training.sharding import check_divisible, make_mesh, put_batch
 from flatten_jax.training.step import Training
-from flatten_jax.training.tasks import Batch, Classify
+from flatten_jax.training.tasks import Batch, Classify, ClassifyTokens
 
+# What a model of tokens has to be trained with: none of it is done to tokens.
+NO_AUGMENTATION = {
+    "scale": (1.0, 1.0),
+    "ratio": (1.0, 1.0),
+    "hflip": 0.0,
+    "rand_augment": "",
+    "erase_prob": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+}
 WORTH_SAYING = 0.05  # the share of an epoch that may be left out without a word
 
 
@@ -50,13 +61,21 @@ class Run:
         """A duration in epochs, which may be a fraction of one, in steps: at least one."""
         return max(1, round(epochs * self.steps_per_epoch))
 
+    def transforms(self) -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
+        """What makes arrays of the examples, in training and in evaluation."""
+        config, size = self.config, self.model.image_size
+        if takes_tokens(self.model):
+            return lra.Tokens(size), lra.Tokens(size)
+        options = {k: config.augment[k] for k in ("scale", "ratio", "hflip", "rand_augment")}
+        evaluation = augment.eval_transform(size, config.eval.resize_ratio, config.eval.resize)
+        return augment.TrainTransform(size, **options), evaluation
+
     def train_batches(self, start_step: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
         """(batch on the devices, pictures of it that were skipped as corrupt), from `start_step` to the end."""
         config = self.config
-        options = {k: config.augment[k] for k in ("scale", "ratio", "hflip", "rand_augment")}
         batches = pipeline.train_batches(
             self.train_source,
-            augment.TrainTransform(self.model.image_size, **options),
+            self.transforms()[0],
             batch_size=config.train.batch_size,
             seed=config.seed,
             start_step=start_step,
@@ -79,7 +98,7 @@ class Run:
         config = self.config
         batches = pipeline.eval_batches(
             self.eval_source,
-            augment.eval_transform(self.model.image_size, config.eval.resize_ratio, config.eval.resize),
+            self.transforms()[1],
             batch_size=self.eval_batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -162,6 +181,8 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
                 f"the {split} data has {len(source.class_names)} classes and model.num_classes={model.num_classes}: "
                 f"use --config.model.num_classes={len(source.class_names)}"
             )
+    if takes_tokens(model):
+        _check_tokens(config, model, train_source)
     size = len(train_source)
     if size < train.batch_size:
         fitting = max(size // 2 // mesh.size, 1) * mesh.size
@@ -180,6 +201,26 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
         steps_per_epoch=steps_per_epoch,
         total_steps=max(1, round((train.epochs + train.cooldown_epochs) * steps_per_epoch)),
     )
+
+
+def takes_tokens(model: nn.Module) -> bool:
+    """Whether a model takes numbers of tokens, and no pictures."""
+    return getattr(model, "tokens", False)
+
+
+def _check_tokens(config: ml_collections.ConfigDict, model: nn.Module, source: Source) -> None:
+    """ValueError where a model of tokens has another vocabulary than the data, or would be trained on mixed ones."""
+    if model.vocabulary != source.vocabulary:
+        raise ValueError(
+            f"data.name={config.data.name!r} has {source.vocabulary} tokens and model.vocabulary={model.vocabulary}: "
+            f"use --config.model.vocabulary={source.vocabulary}"
+        )
+    for option, off in NO_AUGMENTATION.items():
+        if tuple(np.atleast_1d(config.augment[option])) != tuple(np.atleast_1d(off)):
+            raise ValueError(
+                f"augment.{option}={config.augment[option]!r} has no effect on the tokens of {config.model.name}: "
+                f"set it to {off!r}"
+            )
 
 
 def model_of(config: ml_collections.ConfigDict) -> nn.Module:
@@ -220,7 +261,14 @@ def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh,
     mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob)
     mean, std = (tuple(map(float, config.data[option])) for option in ("mean", "std"))
     return Training(
-        task=Classify(model, augment.label_smoothing, augment.erase_prob, mixing, mean, std),
+        task=(ClassifyTokens if takes_tokens(model) else Classify)(
+            model,
+            augment.label_smoothing,
+            augment.erase_prob,
+            mixing,
+            mean,
+            std,
+        ),
         optimizer=make_optimizer(config.optimizer, schedule, model.no_weight_decay),
         schedule=schedule,
         mesh=mesh,
@@ -236,6 +284,10 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> Source:
     data, model, options = config.data, config.model, {}
     if data.name == "synthetic":
         options = {"image_size": model.image_size, "num_classes": model.num_classes, "examples": data.examples}
+    elif data.name in lra.SOURCES:
+        options = {"folder": data.folder or None, "examples": data.examples or None}
+        if data.name == "pathfinder" and not data.folder:
+            options["image_size"] = model.image_size
     elif data.name == "folder":
         # Where a set is named to evaluate on, nothing is held out of the one that is trained on.
         options = {"folder": data.folder or None, "hold_out": (data.train_split, data.eval_split) == ("train", "eval")}

@@ -1,4 +1,4 @@
-"""What training optimises and evaluation counts; a class for each task, of which there is one."""
+"""What training optimises and evaluation counts; a class for each task."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -56,9 +56,13 @@ class Classify:
             for name, (shape, dtype) in kinds.items()
         }
 
+    def given(self, batch: Batch) -> jax.Array:
+        """What the model takes of a batch."""
+        return normalize(batch["image"], self.mean, self.std)
+
     def inputs(self, batch: Batch, erase_key: jax.Array, mix_key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What `loss` takes of a whole batch: images, normalised and augmented, and targets (B, num_classes)."""
-        images = normalize(batch["image"], self.mean, self.std)
+        images = self.given(batch)
         targets = preprocess.soft_targets(batch["label"], self.model.num_classes, self.label_smoothing)
         if self.erase_prob:
             images = preprocess.random_erase(erase_key, images, self.erase_prob)
@@ -81,7 +85,7 @@ class Classify:
 
     def sums(self, variables: Variables, batch: Batch) -> Sums:
         """Of a batch without its padding: of the loss, of top-1 and top-5 hits, and of images."""
-        logits, label = self.model.apply(variables, normalize(batch["image"], self.mean, self.std)), batch["label"]
+        logits, label = self.model.apply(variables, self.given(batch)), batch["label"]
         # Among equal logits, or NaN, the label counts as the last: a broken network is not right about anything.
         own = jnp.take_along_axis(logits, label[:, None], axis=1)
         rank = (~(logits < own)).sum(axis=1) - 1
@@ -106,3 +110,17 @@ class Classify:
         )
         raw = result.get("eval_raw/acc1")
         return text if raw is None else f"{text} (without averaging: top-1 {raw:.2f} %)"
+
+
+@dataclass(frozen=True)
+class ClassifyTokens(Classify):
+    """The same of sequences of tokens, for models that take their numbers: `image` of a batch is uint8 (B, N)."""
+
+    def abstract_batch(self, size: int, mesh: Mesh, *, masked: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
+        """As in `Classify`, but for image uint8 (B, N)."""
+        batch = super().abstract_batch(size, mesh, masked=masked)
+        height, width = self.model.image_size
+        return {**batch, "image": jax.ShapeDtypeStruct((size, height * width), np.uint8, sharding=over_data(mesh))}
+
+    def given(self, batch: Batch) -> jax.Array:
+        return batch["image"].astype(jnp.int32)

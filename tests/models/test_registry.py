@@ -219,6 +219,11 @@ SIZES = {
     "stvit_r_swin_t": (28_320_214, None),
     "stvit_r_swin_s": (49_625_518, None),
     "stvit_r_swin_b": (87_812_336, None),
+    # By formula, from the shapes of the official configs (tests/models/test_lra.py).
+    "lra_image": (248_458, None),
+    "lra_pathfinder": (26_530, None),
+    "lra_pathfinder_linear": (116_098, None),
+    "lra_listops": (8_948_234, None),
 }
 
 
