@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flatten_jax import paths
+
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
@@ -57,13 +59,13 @@ def check_arguments(argv: list[str]) -> list[str]:
     Raises:
         ValueError: no config, or none that can be read; a setting that it does not have; a folder that cannot be one.
     """
-    from flatten_jax.training.settings import refuse_bucket
-
     argv, path = list(argv), flag_value(argv, "config")
     workdir, start = flag_value(argv, "workdir"), flag_value(argv, "config.init_from")
     for name, folder in (("--workdir", workdir), ("--checkpoint", flag_value(argv, "checkpoint"))):
-        refuse_bucket(name, folder or "")
-    if workdir and Path(workdir).is_file():
+        paths.check(name, folder or "")
+    if start and not start.startswith("hf://"):
+        paths.check("--config.init_from", start)
+    if workdir and paths.path_of(workdir).is_file():
         raise ValueError(f"--workdir={workdir} is a file: give a folder, which is made if it is not there")
     evaluated = (flag_value(argv, "checkpoint") or workdir) if flag_value(argv, "mode") == "eval" else None
     if evaluated and (own := _of_run(evaluated)):
@@ -135,6 +137,8 @@ def _of_run(path: str, variant: str = "") -> str | None:
     """The config file and argument for a run's folder; None where there is no run."""
     from flatten_jax.training import run_config
 
+    if path.startswith("hf://"):
+        return None
     return f"{run_config.__file__}:{path}{variant}" if run_config.find_config(path) else None
 
 
