@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _check_addresses(args: argparse.Namespace) -> None:
-    """An argument that is an address is of a bucket that answers, in a command that takes it; overrides are known later."""
+    """An argument that is an address is of a bucket that answers, in a command that takes it; overrides come later."""
     from flatten_jax import paths
 
     for name, value in vars(args).items():

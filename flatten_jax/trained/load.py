@@ -68,12 +68,12 @@ def opened(source: str | os.PathLike, *, ema: bool = False) -> tuple[str, Any, n
     """
     path = located(source)
     if not path.is_dir():
-        return "", path, None
+        return str(source) if paths.is_bucket(source) else "", path, None
     if ema:
         raise ValueError(f"ema=True is for files; of {source} the moving average is taken anyway, where there is one")
     if (path / hub.WEIGHTS).is_file():
         hub.read_config(path)
-        return "", path / hub.WEIGHTS, None
+        return str(source) if paths.is_bucket(source) else "", path / hub.WEIGHTS, None
     folder, step = checkpoint.find(path)
     variables, averaged = checkpoint.Checkpoints(folder, read_only=True).restore_weights(step)
     described = checkpoint.model_of_run(folder)
@@ -137,6 +137,8 @@ def load_trained(
         trained = _of_run(path, name, best, options)
     else:
         trained = _of_file(path, name, options, ema=ema, key=key)
+    if paths.is_bucket(source):  # of which a copy was read
+        trained = dataclasses.replace(trained, said=trained.said.replace(str(path), str(source)))
     return _named(trained, source)
 
 

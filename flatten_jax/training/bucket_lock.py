@@ -20,25 +20,22 @@ from typing import Any
 from absl import logging
 
 from flatten_jax import paths
+from flatten_jax.training.lock import who
 
 BEAT = 20.0  # seconds between renewals
 PATIENCE = 5 * BEAT
 
 
 @contextlib.contextmanager
-def only_run_in_bucket(folder: Any, who: str) -> Iterator[str]:
-    """Hold the claim of a folder of a bucket; gives who else has it, or "".
-
-    Args:
-        folder: of the run, an epath.Path.
-        who: this process is, for people.
-    """
+def only_run_in_bucket(folder: Any) -> Iterator[str]:
+    """Hold the claim of a folder of a bucket, an epath.Path; gives who else has it, or ""."""
     place = folder / "lock"
     ours = place / f"{uuid.uuid4().hex}.json"
+    claim = {"who": who(), "process": _identity(os.getpid())}
     try:
         dead, other = _watch(place)
         if not other:
-            _write(ours, who, 0)
+            _write(ours, claim, 0)
             # Another one that came at the same moment may see ours too, and then neither has it.
             new = {name: claim for name, claim in _claims(place).items() if name not in dead and name != ours.name}
             other = next((claim["who"] for claim in new.values()), "")
@@ -52,7 +49,7 @@ def only_run_in_bucket(folder: Any, who: str) -> Iterator[str]:
         yield other
         return
     done = threading.Event()
-    beats = threading.Thread(target=_renew, args=(ours, who, dead, done), daemon=True)
+    beats = threading.Thread(target=_renew, args=(ours, claim, dead, done), daemon=True)
     beats.start()
     try:
         yield ""
@@ -80,15 +77,18 @@ def _watch(place: Any) -> tuple[set[str], str]:
                 logging.warning("%s: the claim of %s was not renewed and is taken over", place.parent, claim["who"])
             return dead | first.keys(), ""
         if first and not told:
-            who = next(iter(first.values()))["who"]
-            said = f"{place.parent} was claimed by {who}; if that one does not renew it within {PATIENCE:g} s"
-            print(f"{said} it is dead, and this run goes on", file=sys.stderr, flush=True)
+            print(
+                f"{place.parent} was claimed by {next(iter(first.values()))['who']}; if that is not renewed within "
+                f"{PATIENCE:g} s its process is dead, and this one goes on",
+                file=sys.stderr,
+                flush=True,
+            )
             told = True
         time.sleep(BEAT / 4)
     return dead, ""
 
 
-def _renew(ours: Any, who: str, dead: set[str], done: threading.Event) -> None:
+def _renew(ours: Any, claim: dict[str, Any], dead: set[str], done: threading.Event) -> None:
     """Until `done`. Where others have taken the claim for dead, this process ends: two runs would spoil each other."""
     beat = 0
     while not done.wait(BEAT if beat else 0):
@@ -99,7 +99,7 @@ def _renew(ours: Any, who: str, dead: set[str], done: threading.Event) -> None:
                 (ours.parent / name).unlink(missing_ok=True)
             lost = ours.name not in names
             if not lost:
-                _write(ours, who, beat)
+                _write(ours, claim, beat)
         except Exception as error:  # of the network: the next one may get through
             logging.warning("%s could not be renewed: %s", ours, paths.first_line(error))
             continue
@@ -113,8 +113,8 @@ def _renew(ours: Any, who: str, dead: set[str], done: threading.Event) -> None:
             os._exit(1)
 
 
-def _write(claim: Any, who: str, beat: int) -> None:
-    claim.write_text(json.dumps({"who": who, "process": _identity(os.getpid()), "beat": beat}) + "\n")
+def _write(ours: Any, claim: dict[str, Any], beat: int) -> None:
+    ours.write_text(json.dumps({**claim, "beat": beat}) + "\n")
 
 
 def _names(place: Any) -> set[str]:

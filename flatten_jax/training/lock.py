@@ -10,28 +10,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from absl import logging
-
-from flatten_jax import paths
-from flatten_jax.training.bucket_lock import only_run_in_bucket
 
 LOCK_FILE = "lock"
 PATIENCE = 5.0  # seconds that a process which was told to end may take
 
 
 @contextlib.contextmanager
-def only_run_in(folder: Any) -> Iterator[str]:
+def only_run_in(folder: Path) -> Iterator[str]:
     """Hold the lock of a folder, which is made; gives who else has it, or "".
 
-    The system lets go of it with the process, a killed one too: the file that stays says nothing by itself. Buckets
-    know no locks: see `bucket_lock`.
+    The system lets go of it with the process, a killed one too: the file that stays says nothing by itself.
     """
-    if paths.is_bucket(folder):
-        with only_run_in_bucket(folder, _who()) as other:
-            yield other
-        return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK_FILE, "a+") as file:
         end = time.monotonic() + PATIENCE
@@ -41,7 +33,7 @@ def only_run_in(folder: Any) -> Iterator[str]:
                 return
             time.sleep(0.1)
         file.truncate(0)
-        file.write(f"{_who()}\n")
+        file.write(f"{who()}\n")
         file.flush()
         yield ""
         file.truncate(0)
@@ -60,7 +52,8 @@ def _try(file: TextIO, folder: Path) -> str:
     return ""
 
 
-def _who() -> str:
+def who() -> str:
+    """This process, for people."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError, ImportError):  # a container's user without a name
