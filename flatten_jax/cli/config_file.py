@@ -63,8 +63,9 @@ def check_arguments(argv: list[str]) -> list[str]:
     workdir, start = flag_value(argv, "workdir"), flag_value(argv, "config.init_from")
     for name, folder in (("--workdir", workdir), ("--checkpoint", flag_value(argv, "checkpoint"))):
         paths.check(name, folder or "")
-    if start and not start.startswith("hf://"):
-        paths.check("--config.init_from", start)
+    for name, source in (("--config.init_from", start), ("--config", path)):
+        if source and "://" in source and not source.startswith("hf://"):
+            paths.check(name, source)
     if workdir and paths.path_of(workdir).is_file():
         raise ValueError(f"--workdir={workdir} is a file: give a folder, which is made if it is not there")
     evaluated = (flag_value(argv, "checkpoint") or workdir) if flag_value(argv, "mode") == "eval" else None
@@ -103,6 +104,8 @@ def flag_value(argv: list[str], name: str) -> str | None:
 def load(path: str) -> Any:
     """What a config file gives; ValueError in one line, with the file and the line where it fails."""
     file, colon, argument = path.partition(":")
+    if "://" in path.split(".py:")[0]:
+        raise ValueError(f"--config={path} holds no config.json of a run")
     if not Path(file).is_file():
         folder = Path(file).parent if "/" in file and Path(file).parent.is_dir() else Path("configs")
         found = sorted(folder.glob("*.py")) if folder.is_dir() else []
