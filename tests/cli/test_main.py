@@ -24,9 +24,7 @@ def test_argument_that_no_command_takes_is_refused(capsys):
         ["check-data", "gs://bucket/pictures"],
     ],
 )
-def test_addresses_that_are_not_read_are_refused_before_a_folder_of_their_name_is_made(
-    arguments, tmp_path, monkeypatch
-):
+def test_other_addresses_are_refused_before_a_folder_of_their_name_is_made(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=r"^error: \w+=\w+://bucket/.*: (of addresses only gs://|a bucket is not)"):
         main(arguments)
