@@ -8,12 +8,15 @@ import functools
 import importlib.util
 import logging
 import os
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 SCHEME = "gs://"
+SLOW_SECONDS = 10  # after which a bucket that does not answer is spoken of
 # Read by libraries as they are imported. Buckets have one client here, with or without TensorFlow, and no experiments.
 os.environ.setdefault("EPATH_USE_TF", "false")
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
@@ -53,7 +56,14 @@ def check(name: str, path: str) -> None:
     try:
         address = path_of(path)
         if is_bucket(path):
-            address.exists()
+            said = f"waiting for an answer from {path}: is there a network?"  # the client tries for a minute or two
+            reminder = threading.Timer(SLOW_SECONDS, print, [said], {"file": sys.stderr, "flush": True})
+            reminder.daemon = True
+            reminder.start()
+            try:
+                address.exists()
+            finally:
+                reminder.cancel()
     except ValueError as error:
         raise ValueError(f"{name}={error}") from error
     except ImportError as error:

@@ -117,6 +117,7 @@ def test_a_save_that_was_killed_is_no_step_and_damage_is_found(folder):
 def test_one_run_at_a_time_also_where_nothing_ends_with_its_process(folder, monkeypatch, caplog, capsys):
     monkeypatch.setattr(bucket_lock, "BEAT", 0.2)
     monkeypatch.setattr(bucket_lock, "PATIENCE", 1.5)
+    monkeypatch.setattr(bucket_lock.lock, "PATIENCE", 0.4)
     with only_run_in_bucket(folder) as other:
         assert other == ""
         with only_run_in_bucket(folder) as second:

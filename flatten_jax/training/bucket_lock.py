@@ -20,7 +20,7 @@ from typing import Any
 from absl import logging
 
 from flatten_jax import paths
-from flatten_jax.training.lock import who
+from flatten_jax.training import lock
 
 BEAT = 20.0  # seconds between renewals
 PATIENCE = 5 * BEAT
@@ -31,7 +31,7 @@ def only_run_in_bucket(folder: Any) -> Iterator[str]:
     """Hold the claim of a folder of a bucket, an epath.Path; gives who else has it, or ""."""
     place = folder / "lock"
     ours = place / f"{uuid.uuid4().hex}.json"
-    claim = {"who": who(), "process": _identity(os.getpid())}
+    claim = {"who": lock.who(), "process": _identity(os.getpid())}
     try:
         dead, other = _watch(place)
         if not other:
@@ -61,31 +61,30 @@ def only_run_in_bucket(folder: Any) -> Iterator[str]:
 
 
 def _watch(place: Any) -> tuple[set[str], str]:
-    """(names of claims whose process is dead, who is alive or ""): waits where it cannot be known."""
-    there = _claims(place)
-    dead = {name for name, claim in there.items() if _died_here(claim["process"])}
-    first = {name: claim for name, claim in there.items() if name not in dead}
-    began, told = time.monotonic(), False
-    while first:
-        now = _claims(place)
-        for name, claim in now.items():
-            if name not in dead and claim != first.get(name):
-                return dead, claim["who"]
-        first = {name: claim for name, claim in first.items() if name in now}
-        if time.monotonic() - began > PATIENCE:
-            for claim in first.values():
-                logging.warning("%s: the claim of %s was not renewed and is taken over", place.parent, claim["who"])
-            return dead | first.keys(), ""
-        if first and not told:
+    """(names of claims whose process is dead, who is alive or ""): waits where it cannot be known at once."""
+    began, first = time.monotonic(), None
+    while True:
+        claims, waited = _claims(place), time.monotonic() - began
+        open_ones = {name: claim for name, claim in claims.items() if not (_is_here(claim) and not _runs(claim))}
+        if not open_ones:
+            return set(claims), ""
+        elsewhere = [claim["who"] for claim in open_ones.values() if not _is_here(claim)]
+        if first is None and elsewhere:
             print(
-                f"{place.parent} was claimed by {next(iter(first.values()))['who']}; if that is not renewed within "
-                f"{PATIENCE:g} s its process is dead, and this one goes on",
+                f"{place.parent} was claimed by {elsewhere[0]}; if that is not renewed within {PATIENCE:g} s its "
+                "process is dead, and this one goes on",
                 file=sys.stderr,
                 flush=True,
             )
-            told = True
-        time.sleep(BEAT / 4)
-    return dead, ""
+        first = open_ones if first is None else first
+        for name, claim in open_ones.items():
+            if claim != first.get(name) or (_is_here(claim) and waited > lock.PATIENCE):
+                return set(claims) - set(open_ones), claim["who"]
+        if waited > PATIENCE:
+            for who in elsewhere:
+                logging.warning("%s: the claim of %s was not renewed and is taken over", place.parent, who)
+            return set(claims), ""
+        time.sleep(min(BEAT, lock.PATIENCE) / 4)
 
 
 def _renew(ours: Any, claim: dict[str, Any], dead: set[str], done: threading.Event) -> None:
@@ -144,7 +143,12 @@ def _identity(pid: int) -> list[Any] | None:
         return None
 
 
-def _died_here(process: list[Any] | None) -> bool:
-    """Whether a process was one of this machine, and is not there now."""
+def _is_here(claim: dict[str, Any]) -> bool:
+    """Whether the process of a claim is, or was, one of this machine."""
     here = _identity(os.getpid())
-    return bool(process and here and process[:2] == here[:2] and _identity(process[2]) != process)
+    return bool(claim["process"] and here and claim["process"][:2] == here[:2])
+
+
+def _runs(claim: dict[str, Any]) -> bool:
+    """Whether the process of a claim of this machine is there."""
+    return _identity(claim["process"][2]) == claim["process"]

@@ -12,11 +12,9 @@ import jax.numpy as jnp
 from absl import logging
 
 from flatten_jax import paths
-from flatten_jax.training import agreement, profile, tracker
-from flatten_jax.training.bucket_lock import only_run_in_bucket
+from flatten_jax.training import agreement, bucket_lock, lock, profile, tracker
 from flatten_jax.training.checkpoint import Checkpoints, load_weights
 from flatten_jax.training.evaluate import evaluate, make_eval_step
-from flatten_jax.training.lock import only_run_in
 from flatten_jax.training.metrics import Meter, MetricsWriter, Progress, TrainingDiverged
 from flatten_jax.training.preemption import Preempted, Preemption
 from flatten_jax.training.run_config import find_config
@@ -47,7 +45,7 @@ def train(run: Run, workdir: str, *, wait_seconds: float = 300, profiled: profil
         TrainingDiverged: the checkpoints before it stay.
     """
     folder = paths.path_of(workdir)
-    only_one = only_run_in_bucket if paths.is_bucket(folder) else only_run_in
+    only_one = bucket_lock.only_run_in_bucket if paths.is_bucket(folder) else lock.only_run_in
     with only_one(folder) if agreement.is_first() else contextlib.nullcontext("") as other:
         agreement.refuse_if_taken(folder, other, wait_seconds)
         _train(run, folder, wait_seconds, profiled)

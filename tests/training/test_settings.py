@@ -131,7 +131,7 @@ def test_all_that_is_wrong_is_said_at_once():
         (["data.name=folder"], "data.name='folder' needs --config.data.folder=PATH"),
         (["init_new_head=True"], "init_new_head=True has no effect without --config.init_from=PATH"),
         (["model.features_only=True"], "model.features_only=True gives maps"),
-        (["init_from=s3://bucket/run"], "init_from=s3://bucket/run: such an address is not read here"),
+        (["init_from=s3://bucket/run"], "--config.init_from=s3://bucket/run: of addresses only gs:// is read"),
         (["data.data_dir=gs://b/data"], "data.data_dir=gs://b/data: data are not read from a bucket: have them copied"),
         (["data.name=folder", "data.folder=s3://b/pictures"], "data.folder=s3://b/pictures: such an address is not"),
         (["data.cache_dir=gs://b/copy"], "data.cache_dir=gs://b/copy: such an address is not read here"),
