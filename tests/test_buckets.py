@@ -95,12 +95,14 @@ def test_a_shared_model_and_a_file_of_weights_are_read_from_a_bucket(folder, tmp
 def test_a_save_that_was_killed_is_no_step_and_damage_is_found(folder):
     _, _, params = write_run(folder, ["a", "b"], {1: None, 2: None})
     checkpoints = Checkpoints(folder / "checkpoints")
-    for name in ("_CHECKPOINT_METADATA", "state/_METADATA"):  # of a step 3 that lacks its last file
-        (folder / "checkpoints" / "3" / name).write_text("{}")
+    for name in ("_CHECKPOINT_METADATA", "state/_METADATA", "position/metadata", "manifest/metadata"):
+        text = (folder / "checkpoints" / "2" / name).read_text()
+        (folder / "checkpoints" / "3" / name).write_text(text)  # of a step 3 that lacks its arrays and its last file
     assert (checkpoints.steps(), checkpoints.newest()) == ([1, 2], 2)
     checkpoints.save(TrainState(np.int32(3), params[1], {}, None, None), {"step": 3}, None)
     checkpoints.wait()
     assert checkpoints.newest() == 3
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"1", "2", "3"}
     checkpoints.add_evaluation(3, {"eval/acc1": 50.0})
     assert checkpoints.best() == (3, {"eval/acc1": 50.0})
     checkpoints.close()
