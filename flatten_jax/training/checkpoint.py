@@ -277,12 +277,13 @@ def save_weights(folder: str | Path, variables: Variables) -> Path:
     Returns:
         the folder of the checkpoint.
     """
-    checkpoints = Checkpoints(Path(folder) / "checkpoints")
+    folder = paths.path_of(folder)
+    checkpoints = Checkpoints(folder / "checkpoints")
     state = {name: tree for name, tree in variables.items() if name != "params"}
     checkpoints.save(TrainState(np.int32(0), variables["params"], state, None, None), {"step": 0}, None)
     checkpoints.wait()
     checkpoints.close()
-    return Path(folder) / "checkpoints" / "0"
+    return folder / "checkpoints" / "0"
 
 
 def load_weights(path: str | Path, model: nn.Module, *, new_head: bool = False) -> tuple[Variables, str]:
