@@ -104,10 +104,8 @@ class Checkpoints:
             OSError: the save before this one, or this one, failed, such as on a full disk.
         """
         self.wait()
-        self._saving = step = int(state.step)
-        with self._failing_with_step_and_space():
-            manager = self._manager()
-        if (self.folder / str(step)).exists():
+        step = int(state.step)
+        if self.folder / str(step) in self._folders():
             raise FileExistsError(f"{self.folder / str(step)} exists already; it was not overwritten")
         manifest = {"devices": _devices(state), "leaves": integrity.make_manifest(state)}
         items = ocp.args.Composite(
@@ -115,8 +113,9 @@ class Checkpoints:
             position=ocp.args.JsonSave(position),
             manifest=ocp.args.JsonSave(manifest),
         )
+        self._saving = step
         with self._failing_with_step_and_space():
-            if not manager.save(step, args=items, metrics=metrics):
+            if not self._manager().save(step, args=items, metrics=metrics):
                 raise RuntimeError("Orbax refused it, without a reason")
 
     def wait(self) -> None:
