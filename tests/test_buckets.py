@@ -54,7 +54,7 @@ def test_a_killed_run_goes_on_to_the_bits_of_an_unbroken_local_one(folder, tmp_p
     assert len(list((folder / "lock").iterdir())) == 1, "the claim that it could not take back"
     status, output = run(*arguments, "--workdir", folder)
     assert status == 0, output
-    assert f"resuming at step 3 of {folder}/checkpoints" in output or "resuming at step 6" in output
+    assert "resuming at step " in output and f" of {folder}/checkpoints" in output
     assert_same_bits(folder, tmp_path)
     timeless = [
         [{k: v for k, v in r.items() if k != "perf/img_per_sec"} for r in metrics(f)] for f in (folder, tmp_path)
