@@ -2,7 +2,6 @@
 
 import importlib.util
 import itertools
-import os
 import re
 import shlex
 import sys
@@ -65,14 +64,16 @@ def parse_flags(argv: list[str]) -> list[str]:
             if MODE.value != "train":
                 raise ValueError(f"--profile={PROFILE.value} is of the steps of a training, not of --mode={MODE.value}")
         return rest
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 
 def next_steps(run) -> str:
     """Commands that work as they stand, in the folder where this one was started."""
+    from flatten_jax import paths
+
     folder = WORKDIR.value.rstrip("/")
-    another = next(path for number in itertools.count(2) if not os.path.exists(path := f"{folder}-{number}"))
+    another = next(path for number in itertools.count(2) if not paths.path_of(path := f"{folder}-{number}").exists())
     main, workdir = shlex.quote(sys.argv[0]), shlex.quote(folder)
     lines = [
         f"python {main} --workdir {workdir} --mode=eval",

@@ -22,6 +22,7 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
             "name": "imagenet2012",  # a TFDS name, "digits", "folder", "synthetic", or the arena's (docs/lra.md)
             "data_dir": "",  # of TFDS sets; empty: $TFDS_DATA_DIR or ~/tensorflow_datasets
             "folder": "",  # of name="folder": holds train/<class>/*.jpg and val/ or test/ likewise
+            "cache_dir": "",  # where data_dir or folder is in a bucket, gs://: a local folder to copy the data to, once
             "train_split": "train",
             "eval_split": "eval",  # the one that the set has
             "workers": 8,  # processes that decode and augment; 0: a thread of this process

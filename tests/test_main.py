@@ -192,7 +192,7 @@ def test_fine_tuning_from_another_run_says_what_it_loaded(finished, tmp_path):
         (["--config.train.accumulation=3"], "train.batch_size=16 is not divisible by train.accumulation=3"),
         (["--config.data.name=folder", "--config.data.folder=/nowhere"], "/nowhere does not exist"),
         (["--config.data.name=imagenet2012", "--config.data.data_dir=/nowhere"], "flatten-jax prepare imagenet2012"),
-        (["--config.data.name=folder", "--config.data.folder=gs://b/c"], "data.folder=gs://b/c: buckets are not read"),
+        (["--config.data.name=folder", "--config.data.folder=gs://b/c"], "data.folder=gs://b/c: data are not read"),
         (["--config.optimizer.learning_rate=1e30"], "is not finite: grad_norm="),
     ],
 )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# On every host of a Cloud TPU: install flatten_jax in ~/venv and mount a bucket.
+# On every host of a Cloud TPU: install flatten_jax in ~/venv and, if one is named, mount a bucket.
 #   tools/tpu_host.sh [BUCKET [MOUNT_POINT]]
 # Run again it changes nothing that is already there.
 set -euo pipefail
@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 command -v uv >/dev/null || export PATH="$HOME/.local/bin:$PATH"
 command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 [ -d ~/venv ] || uv venv --python 3.12 ~/venv
-VIRTUAL_ENV=~/venv uv pip install --quiet -e '.[tpu]'
+VIRTUAL_ENV=~/venv uv pip install --quiet -e '.[tpu,gcs]'
 
 bucket=${1:-}
 mount=${2:-/mnt/bucket}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # On every host of a Cloud TPU: train in the background, log to ~/flatten_jax.log, and outlive the ssh session.
-#   tools/tpu_train.sh --config configs/flatten_pvt_t.py --workdir /mnt/bucket/runs/flatten_pvt_t ...
+#   tools/tpu_train.sh --config configs/flatten_pvt_t.py --workdir gs://BUCKET/runs/flatten_pvt_t ...
 # The same command again goes on from the newest checkpoint. To stop: pkill -TERM -f main.py (it saves first).
 set -euo pipefail
 cd "$(dirname "$0")/.."

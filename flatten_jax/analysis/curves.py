@@ -3,11 +3,11 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from flatten_jax import paths
 from flatten_jax.analysis.style import LINES
 
 Records = Sequence[Mapping[str, float]]
@@ -30,7 +30,7 @@ def read_metrics(run: str | os.PathLike) -> list[dict[str, float]]:
     Raises:
         FileNotFoundError, ValueError: no such file, or no records in it.
     """
-    path = Path(run)
+    path = paths.path_of(run)
     path = path / "metrics.jsonl" if path.is_dir() else path
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: give the folder of a run")
@@ -82,10 +82,12 @@ def training_curves(runs: Mapping[str, Records]) -> Figure:
 
 def draw_curves(runs: Sequence[str | os.PathLike], output: str | os.PathLike) -> None:
     """`training_curves` of runs' folders, to a picture file whose ending says the format; replaces `output`."""
-    training_curves({name: read_metrics(run) for name, run in _named(runs).items()}).savefig(output, dpi=120)
+    figure = training_curves({name: read_metrics(run) for name, run in _named(runs).items()})
+    with paths.writing(output) as file:
+        figure.savefig(file, dpi=120)
 
 
 def _named(runs: Sequence[str | os.PathLike]) -> dict[str, str | os.PathLike]:
     """Each run by its folder's name, or by its path where two have the same name."""
-    names = [Path(run).resolve().name for run in runs]
+    names = [paths.absolute(paths.path_of(run)).name for run in runs]
     return {name if names.count(name) == 1 else str(run): run for name, run in zip(names, runs, strict=True)}

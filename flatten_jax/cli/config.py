@@ -18,7 +18,7 @@ def add_config(commands: Any) -> None:
     )
     command.add_argument("config", help="configs/x.py, or the folder of a run, whose own config it is")
     command.add_argument("pattern", nargs="?", default="", help="of names to show, such as train or learning_rate")
-    command.set_defaults(run=config, takes_overrides=True)
+    command.set_defaults(run=config, takes_overrides=True, takes_buckets=("config",))
 
 
 def config(args: argparse.Namespace) -> None:

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flatten_jax import paths
+
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
@@ -57,13 +59,14 @@ def check_arguments(argv: list[str]) -> list[str]:
     Raises:
         ValueError: no config, or none that can be read; a setting that it does not have; a folder that cannot be one.
     """
-    from flatten_jax.training.settings import refuse_bucket
-
     argv, path = list(argv), flag_value(argv, "config")
     workdir, start = flag_value(argv, "workdir"), flag_value(argv, "config.init_from")
     for name, folder in (("--workdir", workdir), ("--checkpoint", flag_value(argv, "checkpoint"))):
-        refuse_bucket(name, folder or "")
-    if workdir and Path(workdir).is_file():
+        paths.check(name, folder or "")
+    for name, source in (("--config.init_from", start), ("--config", path)):
+        if source and "://" in source and not source.startswith("hf://"):
+            paths.check(name, source)
+    if workdir and paths.path_of(workdir).is_file():
         raise ValueError(f"--workdir={workdir} is a file: give a folder, which is made if it is not there")
     evaluated = (flag_value(argv, "checkpoint") or workdir) if flag_value(argv, "mode") == "eval" else None
     if evaluated and (own := _of_run(evaluated)):
@@ -101,6 +104,8 @@ def flag_value(argv: list[str], name: str) -> str | None:
 def load(path: str) -> Any:
     """What a config file gives; ValueError in one line, with the file and the line where it fails."""
     file, colon, argument = path.partition(":")
+    if "://" in path.split(".py:")[0]:
+        raise ValueError(f"--config={path} holds no config.json of a run")
     if not Path(file).is_file():
         folder = Path(file).parent if "/" in file and Path(file).parent.is_dir() else Path("configs")
         found = sorted(folder.glob("*.py")) if folder.is_dir() else []
@@ -135,6 +140,8 @@ def _of_run(path: str, variant: str = "") -> str | None:
     """The config file and argument for a run's folder; None where there is no run."""
     from flatten_jax.training import run_config
 
+    if path.startswith("hf://"):
+        return None
     return f"{run_config.__file__}:{path}{variant}" if run_config.find_config(path) else None
 
 

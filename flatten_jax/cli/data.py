@@ -27,7 +27,7 @@ def add_check_data(commands: Any) -> None:
     )
     command.add_argument("folder", nargs="?", help="holds train/<class>/*.jpg, and val/ or test/ likewise")
     command.add_argument("--config", metavar="FILE", help="configs/x.py or a run's folder, whose data are meant")
-    command.set_defaults(run=check_data, takes_overrides=True)
+    command.set_defaults(run=check_data, takes_overrides=True, takes_buckets=("config",))
 
 
 def check_data(args: argparse.Namespace) -> None:

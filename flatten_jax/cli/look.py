@@ -102,7 +102,7 @@ def add_predict(commands: Any) -> None:
     command.add_argument("--batch-size", type=int, default=32, help="pictures computed at a time (default 32)")
     command.add_argument("--format", choices=("text", "csv", "json"), default="text")
     command.add_argument("--output", metavar="FILE", help="write there instead of printing")
-    command.set_defaults(run=predict)
+    command.set_defaults(run=predict, takes_buckets=("source",))
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -144,7 +144,7 @@ def add_visualize(commands: Any) -> None:
         help="a place, as shares of height and width (default 0.5 0.5); may be repeated",
     )
     command.add_argument("--output", required=True, metavar="FILE", help="a .png, .svg or .pdf file to write")
-    command.set_defaults(run=visualize)
+    command.set_defaults(run=visualize, takes_buckets=("source",))
 
 
 def visualize(args: argparse.Namespace) -> None:
@@ -175,7 +175,7 @@ def add_curves(commands: Any) -> None:
     command.add_argument("runs", nargs="+", help="folders of runs, which may still be under way")
     command.add_argument("--output", default="curves.png", metavar="FILE", help="to write (default curves.png)")
     command.add_argument("--overwrite", action="store_true", help="replace the output if it is there")
-    command.set_defaults(run=curves)
+    command.set_defaults(run=curves, takes_buckets=("runs", "output"))
 
 
 def curves(args: argparse.Namespace) -> None:

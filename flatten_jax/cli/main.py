@@ -25,7 +25,7 @@ COMMANDS = (
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="flatten-jax", description="Focused linear attention vision transformers.")
-    parser.set_defaults(takes_overrides=False)
+    parser.set_defaults(takes_overrides=False, takes_buckets=())
     commands = parser.add_subparsers(dest="command", required=True)
     for add in COMMANDS:
         add(commands)
@@ -33,19 +33,24 @@ def main(argv: list[str] | None = None) -> None:
     if args.overrides and not args.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")
     try:
-        _refuse_buckets(args)
+        _check_addresses(args)
         args.run(args)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 
-def _refuse_buckets(args: argparse.Namespace) -> None:
-    """No path among the arguments is the address of a bucket; of overrides the config knows."""
-    from flatten_jax.training.settings import refuse_bucket
+def _check_addresses(args: argparse.Namespace) -> None:
+    """An argument that is an address is of a bucket that answers, in a command that takes it; overrides come later."""
+    from flatten_jax import paths
 
     for name, value in vars(args).items():
         for entry in value if isinstance(value, list) and name != "overrides" else [value]:
-            refuse_bucket(name, entry if isinstance(entry, str) else "")
+            if not isinstance(entry, str) or "://" not in entry or entry.startswith("hf://"):
+                continue
+            if name in args.takes_buckets:
+                paths.check(name, entry)
+            else:
+                paths.local(entry, name)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def add_plan(commands: Any) -> None:
     topologies = "v5e:4x8, v4:2x2x2, ... (jax[tpu]), h100:8, a100:8, ... (jax[cuda13]), or cpu:8"
     command.add_argument("--topology", nargs="+", required=True, help=topologies)
     command.add_argument("--quick", action="store_true", help="memory only; on TPUs in a tenth of the time")
-    command.set_defaults(run=plan, takes_overrides=True)
+    command.set_defaults(run=plan, takes_overrides=True, takes_buckets=("config",))
 
 
 def plan(args: argparse.Namespace) -> None:

@@ -2,12 +2,13 @@
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
+
+from flatten_jax import paths
 
 SOURCE = (
     "a run's folder, one of its checkpoints/<step>, a folder of `share`, a file of weights, or on the Hugging Face Hub "
-    "hf://OWNER/NAME[@REVISION]"
+    "hf://OWNER/NAME[@REVISION]; runs, folders and files may be in a bucket, gs://BUCKET/..."
 )
 
 
@@ -59,5 +60,5 @@ def load_or_random(args: argparse.Namespace) -> Any:
 
 def check_output(args: argparse.Namespace) -> None:
     """ValueError if --output is there and --overwrite is not."""
-    if args.output and Path(args.output).exists() and not args.overwrite:
+    if args.output and paths.path_of(args.output).exists() and not args.overwrite:
         raise ValueError(f"{args.output} exists already: choose another name, or --overwrite")

@@ -44,7 +44,7 @@ def add_export(commands: Any) -> None:
     command.add_argument("target", help="a .safetensors file to write; with --stablehlo a .stablehlo file")
     add_model_arguments(command)
     command.add_argument("--stablehlo", action="store_true", help="write the function itself, for any batch size")
-    command.set_defaults(run=export)
+    command.set_defaults(run=export, takes_buckets=("source",))
 
 
 def export(args: argparse.Namespace) -> None:
@@ -52,7 +52,7 @@ def export(args: argparse.Namespace) -> None:
 
     source: Any = args.source
     model, options = args.model, model_options(args)
-    if args.stablehlo or source.startswith("hf://") or Path(source).expanduser().is_dir():
+    if args.stablehlo or "://" in source or Path(source).expanduser().is_dir():
         trained = load_trained(args)
         print(trained.said)
         model, source, options = trained.model, trained.variables, {}
@@ -77,7 +77,7 @@ def add_share(commands: Any) -> None:
     command.add_argument("--push", metavar="OWNER/NAME", help="upload it there as well, to the Hugging Face Hub")
     command.add_argument("--revision", help="with --push: a branch (default: main)")
     command.add_argument("--private", action="store_true", default=None, help="with --push: not for everyone")
-    command.set_defaults(run=share)
+    command.set_defaults(run=share, takes_buckets=("source", "folder"))
 
 
 def share(args: argparse.Namespace) -> None:

@@ -6,9 +6,12 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from flatten_jax import paths
+from flatten_jax.data import bucket
 from flatten_jax.data.folder import FolderSource
 from flatten_jax.data.source import Example, Source
 from flatten_jax.lra import sources as lra
@@ -23,6 +26,7 @@ def open_source(
     *,
     data_dir: str | os.PathLike | None = None,
     folder: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike | None = None,
     image_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
     examples: int | None = None,
@@ -39,6 +43,7 @@ def open_source(
             Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets.
         folder: for "folder", the folder that holds `train/<class>/*.jpg` and `val` or `test` likewise; for the arena's,
             see `lra.sources`.
+        cache_dir: where `data_dir` or `folder` is in a bucket, gs://: a local folder that the data are copied to, once.
         hold_out: for "folder": evaluate on a part of "train" where there is no other set (default).
         image_size, num_classes, examples: for "synthetic"; default 32 pixels, 10 classes, 320 examples. Of them
             "pathfinder" takes the first and the last without a folder, "listops" the last.
@@ -68,12 +73,12 @@ def open_source(
     if name == "folder":
         if folder is None:
             raise ValueError("the data source 'folder' needs folder=PATH, a folder with train/<class>/*.jpg in it")
+        if "://" in os.fspath(folder):
+            folder = bucket.copied(folder, cache_dir)
         return FolderSource(folder, split, hold_out is not False)
+    if "://" in (address := data_address(data_dir)):
+        return TfdsSource(name, split, _copied_set(name, address, cache_dir))
     root = data_root(data_dir)
-    if "://" in (address := os.fspath(data_dir or os.environ.get("TFDS_DATA_DIR") or "")):
-        raise ValueError(
-            f"the data folder {address}: ArrayRecord reads no buckets; mount it (gcsfuse), or copy the set"
-        )
     if name == "digits":
         from flatten_jax.data import digits  # imports tensorflow_datasets, which is slow
 
@@ -81,9 +86,23 @@ def open_source(
     return TfdsSource(name, split, root)
 
 
+def data_address(data_dir: str | os.PathLike | None) -> str:
+    """What is said to hold one folder per TFDS data set: `data_dir`, $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    return os.fspath(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
 def data_root(data_dir: str | os.PathLike | None) -> Path:
-    """The folder that holds one folder per TFDS data set: `data_dir`, $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    """The folder of `data_address`."""
+    return Path(data_address(data_dir)).expanduser()
+
+
+def _copied_set(name: str, address: str, cache_dir: str | os.PathLike | None) -> Path:
+    """The local folder that holds the newest version of a TFDS set that is in a bucket."""
+    bucket.check(address, cache_dir)
+    versions = prepared_versions(name, paths.path_of(address))
+    if not versions:
+        raise FileNotFoundError(f"no data set {name}: {address} holds no version folder such as {name}/1.0.0")
+    return bucket.copied(versions[-1], cache_dir).parents[len(Path(name.partition(":")[0]).parts)]
 
 
 def prepare_command(name: str, root: Path) -> str:
@@ -92,7 +111,7 @@ def prepare_command(name: str, root: Path) -> str:
     return f"flatten-jax prepare {name}{tars} --data_dir {root}"
 
 
-def prepared_versions(name: str, root: Path) -> list[Path]:
+def prepared_versions(name: str, root: Any) -> list[Any]:
     """The version folders of a TFDS set below `root`, oldest first. TFDS moves one there when it is complete."""
     dataset, _, version = name.partition(":")
     folders = [path for path in (root / dataset).glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]

@@ -14,6 +14,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from flatten_jax import paths
 from flatten_jax._version import __version__
 from flatten_jax.attention import attention_options
 from flatten_jax.data.augment import RESIZE_MODES, RESIZE_RATIO
@@ -25,6 +26,7 @@ from flatten_jax.weights.files import OF_TRAINING, save_weights, sha256
 from flatten_jax.weights.load import load_weights
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+FILES = (WEIGHTS, CONFIG, CARD)
 # Options that do not change what the weights mean; size and classes are told in any case.
 _OF_USE = {"num_classes", "image_size", *OF_TRAINING}
 
@@ -44,11 +46,11 @@ def save_pretrained(
     origin: Mapping[str, str] | None = None,
     licence: str | None = None,
     overwrite: bool = False,
-) -> Path:
+) -> Any:
     """Weights, config and model card in a folder, for `from_pretrained` and `push_to_hub`.
 
     Args:
-        folder: made where it is not there; other files in it stay.
+        folder: made where it is not there; other files in it stay. Also of a bucket, gs://.
         model: from `create_model`.
         variables: {"params": ...} of it, and its other collections.
         class_names: one for each label.
@@ -65,16 +67,15 @@ def save_pretrained(
     Returns:
         the folder.
     """
-    folder = Path(folder)
+    folder = paths.path_of(folder)
     if class_names is not None and len(class_names) != model.num_classes:
         raise ValueError(f"{len(class_names)} class_names were given for a model of {model.num_classes} classes")
     if (folder / "checkpoints").exists():  # its config.json is another
         raise ValueError(f"{folder} is a run's folder: share it into another one")
-    there = [name for name in (WEIGHTS, CONFIG, CARD) if (folder / name).exists()]
+    there = [name for name in FILES if (folder / name).exists()]
     if there and not overwrite:
         raise ValueError(f"{folder} holds {', '.join(there)} already: choose another, or overwrite=True (--overwrite)")
     name, options = describe_model(model)
-    save_weights(folder / WEIGHTS, variables, name, options, overwrite=overwrite)
     config = {
         "library": "flatten_jax",
         "library_version": __version__,
@@ -89,10 +90,12 @@ def save_pretrained(
         "dataset": dataset,
         "origin": dict(origin or {}),
         "licence": licence,
-        "sha256": sha256(folder / WEIGHTS),
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    (folder / CARD).write_text(model_card.render(config, model), encoding="utf-8")
+    with paths.writing(folder) as place:
+        save_weights(place / WEIGHTS, variables, name, options, overwrite=overwrite)
+        config["sha256"] = sha256(place / WEIGHTS)
+        (place / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (place / CARD).write_text(model_card.render(config, model), encoding="utf-8")
     return folder
 
 
@@ -120,7 +123,7 @@ def from_pretrained(
             for; weights that are not those that config.json was written with.
         ImportError: not a folder, and huggingface_hub is not installed.
     """
-    folder = Path(source).expanduser()
+    folder = Path(source).expanduser() if not paths.is_bucket(source) else paths.path_of(source)
     if not folder.exists():
         source, _, named = str(source).removeprefix("hf://").partition("@")
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
@@ -133,8 +136,10 @@ def from_pretrained(
 
         if sha256 is not None:
             raise ValueError(f"{source} is not a shared folder, whose weights have a {sha256=}: leave it out")
+        folder = folder if folder.is_dir() else paths.fetched(folder)
         model = model_of_source(folder, **options)
         return model, load_weights(folder, model, new_head=new_head)
+    folder = paths.fetched(folder, FILES)
     config = read_config(folder, sha256)
     model = create_model(config["model"], **{**config["options"], **options})
     return model, load_weights(folder / WEIGHTS, model, new_head=new_head)
@@ -147,7 +152,7 @@ def download(repo_id: str, revision: str | None = None) -> Path:
         folder = hub.snapshot_download(
             repo_id,
             revision=revision,
-            allow_patterns=[WEIGHTS, CONFIG, CARD],
+            allow_patterns=[*FILES],
             library_name="flatten_jax",
             library_version=__version__,
         )
@@ -205,6 +210,7 @@ def push_to_hub(
     Returns:
         the address of the commit.
     """
+    folder = paths.fetched(paths.path_of(folder), FILES)
     read_config(folder)  # what is damaged here is not spread
     api = _huggingface_hub("to share on the Hugging Face Hub").HfApi(
         library_name="flatten_jax", library_version=__version__
@@ -217,7 +223,7 @@ def push_to_hub(
         folder_path=str(folder),
         revision=revision,
         commit_message=message,
-        allow_patterns=[WEIGHTS, CONFIG, CARD],
+        allow_patterns=[*FILES],
     )
     return str(commit.commit_url)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from flatten_jax import paths
 from flatten_jax.data import imagenet
 from flatten_jax.data.augment import RESIZE_MODES, RESIZE_RATIO
 from flatten_jax.models import create_model, init
@@ -67,12 +68,12 @@ def opened(source: str | os.PathLike, *, ema: bool = False) -> tuple[str, Any, n
     """
     path = located(source)
     if not path.is_dir():
-        return "", path, None
+        return str(source) if paths.is_bucket(source) else "", path, None
     if ema:
         raise ValueError(f"ema=True is for files; of {source} the moving average is taken anyway, where there is one")
     if (path / hub.WEIGHTS).is_file():
         hub.read_config(path)
-        return "", path / hub.WEIGHTS, None
+        return str(source) if paths.is_bucket(source) else "", path / hub.WEIGHTS, None
     folder, step = checkpoint.find(path)
     variables, averaged = checkpoint.Checkpoints(folder, read_only=True).restore_weights(step)
     described = checkpoint.model_of_run(folder)
@@ -80,8 +81,10 @@ def opened(source: str | os.PathLike, *, ema: bool = False) -> tuple[str, Any, n
     return str(folder / str(step)), variables if averaged is None else averaged, model
 
 
-def located(source: str | os.PathLike) -> Path:
+def located(source: str | os.PathLike) -> Any:
     """The path of a source: "~" is the home, and "hf://owner/name@revision" is fetched from the Hugging Face Hub.
+
+    From a bucket, gs://, a file or a shared folder is fetched too; a run's checkpoints are read there.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -89,12 +92,14 @@ def located(source: str | os.PathLike) -> Path:
     if str(source).startswith(HUB):
         repo_id, _, revision = str(source).removeprefix(HUB).partition("@")
         return hub.download(repo_id, revision or None)
-    path = Path(source).expanduser()
+    path = paths.path_of(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(
             f"there is no {source}: give a run's folder, a shared folder, a file of weights or {HUB}owner/name"
         )
-    return path
+    if (path / hub.WEIGHTS).is_file():
+        return paths.fetched(path, hub.FILES)
+    return path if path.is_dir() else paths.fetched(path)
 
 
 def load_trained(
@@ -111,7 +116,7 @@ def load_trained(
     Args:
         source: a run's folder (the newest checkpoint), one of its checkpoints/<step>, a folder of
             `hub.save_pretrained`, a file that `load_weights` takes, or "hf://owner/name@revision" on the Hugging Face
-            Hub (without a revision: main).
+            Hub (without a revision: main); or one of these in a bucket, gs://.
         name: of the model, where `source` does not say it or it cannot be guessed from shapes.
         ema: take the moving average that a file holds.
         key: where in a file the weights are, see `load_weights`.
@@ -132,10 +137,12 @@ def load_trained(
         trained = _of_run(path, name, best, options)
     else:
         trained = _of_file(path, name, options, ema=ema, key=key)
+    if paths.is_bucket(source):  # of which a copy was read
+        trained = dataclasses.replace(trained, said=trained.said.replace(str(path), str(source)))
     return _named(trained, source)
 
 
-def model_of_source(path: Path, **options: Any) -> nn.Module:
+def model_of_source(path: Any, **options: Any) -> nn.Module:
     """The model of a run, or of a file of weights, with some options otherwise."""
     if not path.is_dir():
         return files.model_of(path, **options).model
@@ -186,7 +193,7 @@ def _told(config: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return {key: tuple(config[key]) if isinstance(config[key], list) else config[key] for key in keys if key in config}
 
 
-def _of_run(path: Path, name: str | None, best: bool, options: Mapping[str, Any]) -> Trained:
+def _of_run(path: Any, name: str | None, best: bool, options: Mapping[str, Any]) -> Trained:
     folder, step = checkpoint.find(path)
     checkpoints = checkpoint.Checkpoints(folder, read_only=True)
     if best and not path.name.isdigit() and (found := checkpoints.best()):
@@ -211,7 +218,7 @@ def _of_run(path: Path, name: str | None, best: bool, options: Mapping[str, Any]
         **_told(config.get("data", {}), "mean", "std"),
         evaluation=checkpoints.evaluation(step) if unchanged else None,
         dataset=_dataset(config),
-        origin={"source": f"step {step} of the run {home.resolve().name}"},
+        origin={"source": f"step {step} of the run {paths.absolute(home).name}"},
         said=said,
     )
 

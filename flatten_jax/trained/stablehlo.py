@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import export
+
+from flatten_jax import paths
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -33,7 +34,7 @@ def export_stablehlo(
     Returns:
         what was written.
     """
-    target = Path(target)
+    target = paths.local(target)
     if target.suffix != ".stablehlo":
         raise ValueError(f"the target {target} must end in .stablehlo")
     if target.exists() and not overwrite:

@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,12 +13,13 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
+from flatten_jax import paths
 from flatten_jax.training.settings import SETTINGS, flat
 
 CLASSES_FILE = "classes.json"  # in a run's folder: the name of every class, by label
 MESSAGE_BYTES = 2**15  # room for a config in the one exchange before all others, whose size has to be agreed
 # What may differ between hosts, and what between a run and its resumption: none of it changes what is computed.
-_OF_A_HOST = ("data.workers", "data.data_dir", "data.folder")
+_OF_A_HOST = ("data.workers", "data.data_dir", "data.folder", "data.cache_dir")
 _OF_A_SESSION = (
     *_OF_A_HOST,
     "log_every_steps",
@@ -121,7 +121,7 @@ def check_same_everywhere(config: ml_collections.ConfigDict, facts: Mapping[str,
         raise ValueError(f"the processes of this run do not agree:{''.join(lines)}\nStart all with the same command.")
 
 
-def refuse_if_taken(folder: Path, by: str, wait_seconds: float) -> None:
+def refuse_if_taken(folder: Any, by: str, wait_seconds: float) -> None:
     """ValueError in every process where the first one was told that another run has the folder."""
     taken = bool(by)
     if jax.process_count() > 1:
@@ -131,7 +131,7 @@ def refuse_if_taken(folder: Path, by: str, wait_seconds: float) -> None:
         raise ValueError(f"{folder} is in use by {by or 'another run'}: end that one first, or take another --workdir")
 
 
-def claim(folder: Path, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:
+def claim(folder: Any, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:
     """Save the config and the names of the classes with the run, or compare them with those that are there.
 
     Raises:
@@ -163,22 +163,20 @@ def claim(folder: Path, config: ml_collections.ConfigDict, class_names: Sequence
         )
     if jax.process_index() == 0:
         for target, content in ((path, ours), (classes, list(class_names))):
-            temporary = target.with_suffix(".tmp")
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
-            temporary.replace(target)
+            paths.write_text(target, json.dumps(content, indent=2) + "\n")
 
 
-def _read(path: Path) -> Any:
+def _read(path: Any) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): restore it, or take another --workdir") from error
 
 
-def _has_steps(folder: Path) -> bool:
+def _has_steps(folder: Any) -> bool:
     """Whether a run got as far as anything that could be lost: a checkpoint, or a line of its metrics."""
     metrics = folder / "metrics.jsonl"
-    return (metrics.exists() and metrics.stat().st_size > 0) or any((folder / "checkpoints").glob("[0-9]*"))
+    return (metrics.exists() and bool(metrics.read_bytes())) or any((folder / "checkpoints").glob("[0-9]*"))
 
 
 def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from flatten_jax import paths
 from flatten_jax.training import integrity
 from flatten_jax.training.integrity import DamagedCheckpointError
 from flatten_jax.training.sharding import describe_mesh
@@ -40,7 +41,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 3, metric: str = "eval/acc1", read_only: bool = False):
-        self.folder = epath.Path(folder).resolve() if "://" not in str(folder) else epath.Path(folder)
+        self.folder = epath.Path(paths.absolute(paths.path_of(folder)))
         self.metric = metric
         self._keep, self._read_only = keep, read_only
         self._orbax: ocp.CheckpointManager | None = None
@@ -104,7 +105,7 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
-        if (self.folder / str(step)).exists():
+        if self.folder / str(step) in self._folders():
             raise FileExistsError(f"{self.folder / str(step)} exists already; it was not overwritten")
         manifest = {"devices": _devices(state), "leaves": integrity.make_manifest(state)}
         items = ocp.args.Composite(
@@ -183,7 +184,9 @@ class Checkpoints:
         return state.variables, state.averaged
 
     def _folders(self) -> list[epath.Path]:
-        return [f for f in self.folder.iterdir() if f.name.isdigit()] if self.folder.exists() else []
+        found = [f for f in self.folder.iterdir() if f.name.isdigit()] if self.folder.exists() else []
+        # In a bucket a save under way, or one that was killed, has the name of its step from the start.
+        return [f for f in found if not paths.is_bucket(f) or ocp.utils.is_checkpoint_finalized(f)]
 
     def _committed(self, step: int) -> epath.Path:
         folder = self.folder / str(step)
@@ -217,9 +220,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            free = shutil.disk_usage(self.folder).free / 2**20
+            bucket = paths.is_bucket(self.folder)
+            free = "" if bucket else f", where {shutil.disk_usage(self.folder).free / 2**20:,.1f} MiB are free"
             raise OSError(
-                f"step {self._saving} could not be saved in {self.folder}, where {free:,.1f} MiB are free: "
+                f"step {self._saving} could not be saved in {self.folder}{free}: "
                 f"{integrity.last_cause(error)}\nThe checkpoints before it are whole: {self.steps() or 'none'}"
             ) from error
 
@@ -243,9 +247,9 @@ def _devices(state: TrainState) -> str:
     return describe_mesh(mesh) if mesh is not None else "no mesh"
 
 
-def find(path: str | Path) -> tuple[Path, int]:
+def find(path: Any) -> tuple[Any, int]:
     """A run folder, its `checkpoints`, or one step's folder -> (checkpoint folder, step); the newest if not named."""
-    path = Path(path)
+    path = paths.path_of(path)
     if path.name.isdigit() and path.is_dir():
         return path.parent, int(path.name)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -258,7 +262,8 @@ def find(path: str | Path) -> tuple[Path, int]:
 
 def model_of_run(path: str | Path) -> tuple[str, dict[str, Any]] | None:
     """(name, options) of the model that the config of a run says, given its folder or its checkpoints'; or None."""
-    config = next((f for f in (Path(path) / "config.json", Path(path).parent / "config.json") if f.exists()), None)
+    path = paths.path_of(path)
+    config = next((f for f in (path / "config.json", path.parent / "config.json") if f.exists()), None)
     if config is None:
         return None
     options = {k: v for k, v in json.loads(config.read_text())["model"].items() if v is not None}
@@ -271,12 +276,13 @@ def save_weights(folder: str | Path, variables: Variables) -> Path:
     Returns:
         the folder of the checkpoint.
     """
-    checkpoints = Checkpoints(Path(folder) / "checkpoints")
+    folder = paths.path_of(folder)
+    checkpoints = Checkpoints(folder / "checkpoints")
     state = {name: tree for name, tree in variables.items() if name != "params"}
     checkpoints.save(TrainState(np.int32(0), variables["params"], state, None, None), {"step": 0}, None)
     checkpoints.wait()
     checkpoints.close()
-    return Path(folder) / "checkpoints" / "0"
+    return folder / "checkpoints" / "0"
 
 
 def load_weights(path: str | Path, model: nn.Module, *, new_head: bool = False) -> tuple[Variables, str]:

@@ -33,7 +33,7 @@ def only_run_in(folder: Path) -> Iterator[str]:
                 return
             time.sleep(0.1)
         file.truncate(0)
-        file.write(f"{_who()}\n")
+        file.write(f"{who()}\n")
         file.flush()
         yield ""
         file.truncate(0)
@@ -52,7 +52,8 @@ def _try(file: TextIO, folder: Path) -> str:
     return ""
 
 
-def _who() -> str:
+def who() -> str:
+    """This process, for people."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError, ImportError):  # a container's user without a name

@@ -5,17 +5,16 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import logging
 
-from flatten_jax.training import agreement, profile, tracker
+from flatten_jax import paths
+from flatten_jax.training import agreement, bucket_lock, lock, profile, tracker
 from flatten_jax.training.checkpoint import Checkpoints, load_weights
 from flatten_jax.training.evaluate import evaluate, make_eval_step
-from flatten_jax.training.lock import only_run_in
 from flatten_jax.training.metrics import Meter, MetricsWriter, Progress, TrainingDiverged
 from flatten_jax.training.preemption import Preempted, Preemption
 from flatten_jax.training.run_config import find_config
@@ -45,13 +44,14 @@ def train(run: Run, workdir: str, *, wait_seconds: float = 300, profiled: profil
         ImportError: the tracker is not installed.
         TrainingDiverged: the checkpoints before it stay.
     """
-    folder = Path(workdir)
-    with only_run_in(folder) if agreement.is_first() else contextlib.nullcontext("") as other:
+    folder = paths.path_of(workdir)
+    only_one = bucket_lock.only_run_in_bucket if paths.is_bucket(folder) else lock.only_run_in
+    with only_one(folder) if agreement.is_first() else contextlib.nullcontext("") as other:
         agreement.refuse_if_taken(folder, other, wait_seconds)
         _train(run, folder, wait_seconds, profiled)
 
 
-def _train(run: Run, folder: Path, wait_seconds: float, profiled: profile.Steps | None) -> None:
+def _train(run: Run, folder: Any, wait_seconds: float, profiled: profile.Steps | None) -> None:
     config, total = run.config, run.total_steps
     if agreement.is_first():
         tracker.check_installed(config.tracker.name)
@@ -106,6 +106,7 @@ def _train(run: Run, folder: Path, wait_seconds: float, profiled: profile.Steps 
                 if due["eval"]:
                     result = evaluated(step, state)
                 if due["checkpoint"]:
+                    writer.send()
                     checkpoints.save(state, run.position(step), result)
                 if any(due.values()):
                     meter.restart_clock()
@@ -113,6 +114,7 @@ def _train(run: Run, folder: Path, wait_seconds: float, profiled: profile.Steps 
             checkpoints.wait()
         except Preempted:
             writer.write(step, meter.read())  # waits for the step, and refuses one that is not finite
+            writer.send()
             checkpoints.wait()
             if step in checkpoints.steps() or _saved_in_time(checkpoints, state, run.position(step), result):
                 _say(f"step {step} of {total} is saved in {checkpoints.folder}; the same command goes on from there")
@@ -257,7 +259,7 @@ def _evaluate(
     return result
 
 
-def _draw_curves(folder: Path) -> None:
+def _draw_curves(folder: Any) -> None:
     if jax.process_index():
         return
     try:
@@ -294,7 +296,7 @@ def _describe(run: Run, state: TrainState, origin: str) -> None:
         _say("note: computing in float32; --config.model.dtype=bfloat16 is faster here and takes less memory")
 
 
-def _results(run: Run, checkpoints: Checkpoints, folder: Path) -> str:
+def _results(run: Run, checkpoints: Checkpoints, folder: Any) -> str:
     best = checkpoints.best()
     said = f"best: step {best[0]}, {run.task.words(best[1])}\n" if best else ""
     return f"{said}checkpoints {checkpoints.steps()}, metrics and config are in {folder}"

@@ -3,12 +3,12 @@
 import collections
 import json
 import math
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
@@ -17,6 +17,8 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from flatten_jax import paths
+from flatten_jax.training.outbox import Outbox
 from flatten_jax.training.sharding import to_host
 from flatten_jax.training.tracker import Tracker
 
@@ -119,7 +121,7 @@ class MetricsWriter:
     """One JSON object a line in `metrics.jsonl` (`step` and the values), the same to TensorBoard and to a tracker.
 
     Only the first process writes. What cannot be written, on a full disk for instance, is said once and never stops
-    the training.
+    the training. To a bucket the files are copied now and then, and by `send`.
 
     Args:
         workdir: of the run.
@@ -128,15 +130,17 @@ class MetricsWriter:
         open_tracker: gives what else is told the numbers, see `tracker.Tracker`.
     """
 
-    def __init__(self, workdir: Path, step: int, open_tracker: Callable[[], Tracker] | None = None):
-        self._path = workdir / "metrics.jsonl"
+    def __init__(self, workdir: Any, step: int, open_tracker: Callable[[], Tracker] | None = None):
+        self._outbox = Outbox(workdir)
+        self._path = self._outbox.place / "metrics.jsonl"
         self._enabled = jax.process_index() == 0
         self._told: set[str] = set()
         self._tensorboard: EventsWriter | None = None
         self._tracker: Tracker | None = None
         if self._enabled:
+            self._try("metrics.jsonl", lambda: self._outbox.fetch(self._path.name))
             self._try("metrics.jsonl", lambda: _truncate_after(self._path, step))
-            self._try("TensorBoard", lambda: self._open_tensorboard(workdir / "tensorboard", step))
+            self._try("TensorBoard", lambda: self._open_tensorboard(self._outbox.place / "tensorboard", step))
             if open_tracker is not None:
                 self._try("the tracker", lambda: setattr(self, "_tracker", open_tracker()))
 
@@ -147,12 +151,19 @@ class MetricsWriter:
                 self._try("TensorBoard", lambda: self._add_events(step, values))
             if self._tracker is not None:
                 self._try("the tracker", lambda: self._tracker.write(step, values))
+            self.send(now=False)
+
+    def send(self, *, now: bool = True) -> None:
+        """See to it that a bucket has all numbers so far: before a checkpoint that a killed run goes on from."""
+        if self._enabled:
+            self._try("metrics.jsonl", lambda: self._outbox.send(now=now))
 
     def close(self) -> None:
         if self._tensorboard is not None:
             self._try("TensorBoard", self._tensorboard.close)
         if self._tracker is not None:
             self._try("the tracker", self._tracker.close)
+        self.send()
 
     def _try(self, what: str, action) -> None:
         try:
@@ -184,9 +195,7 @@ def _truncate_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in kept))
-    os.replace(temporary, path)
+    paths.write_text(path, "".join(line + "\n" for line in kept))
 
 
 def _step_of(line: str) -> float:

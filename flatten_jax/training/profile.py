@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
 from tqdm import tqdm
+
+from flatten_jax.training.outbox import Outbox
 
 Steps = tuple[int, int]  # the first and the last one to trace
 
@@ -28,7 +30,7 @@ def check(wanted: Steps | None, start: int, total: int) -> None:
     raise ValueError(f"--profile={wanted[0]}-{wanted[1]} is not of this run, which {left}")
 
 
-def traced(steps: range, wanted: Steps | None, folder: Path, wait: Callable[[], None]) -> Iterator[int]:
+def traced(steps: range, wanted: Steps | None, folder: Any, wait: Callable[[], None]) -> Iterator[int]:
     """`steps`; the first process traces those wanted, each from its batch to its evaluation.
 
     To be closed, which ends the trace. What cannot be written is said and never stops the training.
@@ -40,7 +42,11 @@ def traced(steps: range, wanted: Steps | None, folder: Path, wait: Callable[[], 
     if wanted is None or jax.process_index():
         yield from steps
         return
-    (first, last), running = wanted, False
+    (first, last), running, outbox = wanted, False, Outbox(folder)
+
+    def stop() -> None:
+        jax.profiler.stop_trace()
+        outbox.send()
 
     def attempt(action: Callable[[], None]) -> bool:
         try:
@@ -54,7 +60,7 @@ def traced(steps: range, wanted: Steps | None, folder: Path, wait: Callable[[], 
         for step in steps:
             if step == first:
                 wait()
-                running = attempt(lambda: jax.profiler.start_trace(folder))
+                running = attempt(lambda: jax.profiler.start_trace(outbox.place))
             if not running:
                 yield step
                 continue
@@ -64,9 +70,9 @@ def traced(steps: range, wanted: Steps | None, folder: Path, wait: Callable[[], 
                     wait()
             if step == last:
                 running = False
-                if attempt(jax.profiler.stop_trace):
+                if attempt(stop):
                     how = f"xprof --logdir={folder}   # pip install xprof"
                     tqdm.write(f"steps {first} to {last} are traced: {how}")
     finally:
         if running:
-            attempt(jax.profiler.stop_trace)
+            attempt(stop)

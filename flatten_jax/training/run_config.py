@@ -1,12 +1,12 @@
 """The model's part of a config, and the config that a run was started with: a config file itself, FILE:RUN."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
+from flatten_jax import paths
 from flatten_jax.attention import attention_options
 from flatten_jax.attention.table import ATTENTIONS
 from flatten_jax.models import model_options
@@ -27,10 +27,13 @@ def model_section(name: str) -> ml_collections.ConfigDict:
     return config
 
 
-def find_config(path: str | Path) -> Path | None:
+def find_config(path: Any) -> Any:
     """The config.json of a run, given its folder, its checkpoints or one of them, or the file itself; or None."""
-    path = Path(path).expanduser()
-    places = [path] if path.suffix == ".json" else [folder / "config.json" for folder in (path, *path.parents[:2])]
+    path = paths.path_of(path).expanduser()
+    around = [path, *path.parents[:2]]
+    if paths.is_bucket(path):
+        around = [folder for folder in around if len(folder.parts) > 2]  # which start with / and gs
+    places = [path] if path.suffix == ".json" else [folder / "config.json" for folder in around]
     return next((place for place in places if place.is_file()), None)
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from flatten_jax.data import rand_augment
+from flatten_jax import paths
+from flatten_jax.data import bucket, rand_augment, sources
 from flatten_jax.lra import sources as lra
 from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD
 
@@ -92,6 +93,7 @@ SETTINGS: dict[str, Setting] = {
     "data.folder": Setting(
         str, "", "holds train/<class>/*.jpg, and val/ or test/ likewise; or a set of `flatten-jax lra`"
     ),
+    "data.cache_dir": Setting(str, "", "local folder that data of gs:// are copied to, once; '': they are refused", ""),
     "data.train_split": Setting(str, "", "trained on; of TFDS also a slice, train[:10%]"),
     "data.eval_split": Setting(str, "", "evaluated on; eval: val, validation or test, whichever is there"),
     "data.workers": Setting(int, "[0, inf)", "processes that decode and augment; 0: threads of this one"),
@@ -189,12 +191,6 @@ def nearest(key: str, known: Any, prefix: str = "") -> str:
     return f"; did you mean {prefix + close[0]!r}?" if close else ""
 
 
-def refuse_bucket(name: str, path: str) -> None:
-    """ValueError where a path is an address, of which a local folder "gs:" would be made."""
-    if "://" in str(path) and not str(path).startswith("hf://"):
-        raise ValueError(f"{name}={path}: buckets are not read or written yet; mount it (gcsfuse), or use a local path")
-
-
 def _faults(config: ml_collections.ConfigDict) -> Iterator[str]:
     """Values that are wrong by themselves."""
     given = flat(config)
@@ -220,11 +216,15 @@ def _faults(config: ml_collections.ConfigDict) -> Iterator[str]:
         rand_augment.parse(given.get("augment.rand_augment") or "rand")
     except (ValueError, AttributeError, TypeError) as error:
         yield f"augment.{error}"
-    for key in ("init_from", "data.data_dir", "data.folder"):
-        try:
-            refuse_bucket(key, given.get(key, ""))
-        except ValueError as error:
-            yield str(error)
+    for key in ("init_from", "data.data_dir", "data.folder", "data.cache_dir"):
+        text = str(given.get(key, ""))
+        copied = key in ("data.data_dir", "data.folder")
+        if "://" not in text or (key == "init_from" and text.startswith((paths.SCHEME, "hf://"))):
+            continue
+        if not (copied and paths.is_bucket(text)):
+            yield f"{key}={text}: such an address is not read here; mount it, or use a local path"
+        elif not given.get("data.cache_dir"):
+            yield f"{key}={text}: {bucket.UNREAD}"
 
 
 def _conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
@@ -249,5 +249,7 @@ def _conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield "data.name='folder' needs --config.data.folder=PATH, a folder with train/<class>/*.jpg in it"
     if data.name == "lra_image" and not data.folder:
         yield "data.name='lra_image' needs --config.data.folder=PATH, CIFAR-10 as train/<class>/*.jpg and test/"
+    if data.cache_dir and not any(map(paths.is_bucket, (sources.data_address(data.data_dir), data.folder))):
+        yield f"data.cache_dir={data.cache_dir!r} has no effect on data that are not in a bucket, gs://: leave it out"
     if config.init_new_head and not config.init_from:
         yield "init_new_head=True has no effect without --config.init_from=PATH: add that, or init_new_head=False"

@@ -291,4 +291,5 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> Source:
     elif data.name == "folder":
         # Where a set is named to evaluate on, nothing is held out of the one that is trained on.
         options = {"folder": data.folder or None, "hold_out": (data.train_split, data.eval_split) == ("train", "eval")}
-    return sources.open_source(data.name, data[f"{split}_split"], data_dir=data.data_dir or None, **options)
+    options |= {"data_dir": data.data_dir or None, "cache_dir": data.cache_dir or None}
+    return sources.open_source(data.name, data[f"{split}_split"], **options)

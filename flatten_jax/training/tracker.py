@@ -8,10 +8,11 @@ import importlib.util
 import json
 import uuid
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import ml_collections
+
+from flatten_jax import paths
 
 FILE = "tracker.json"  # in a run's folder: what it is called there, so that a resumed run goes on in the same curves
 
@@ -37,12 +38,13 @@ class Tracker:
         config: shown with the run.
     """
 
-    def __init__(self, name: str, project: str, folder: Path, config: Mapping[str, Any]):
+    def __init__(self, name: str, project: str, folder: Any, config: Mapping[str, Any]):
         self._module = importlib.import_module(name)
-        identity, title = _identity(folder / FILE), folder.resolve().name
+        identity, title = _identity(folder / FILE), paths.absolute(folder).name
         options: dict[str, Any] = {"project": project, "config": dict(config), "resume": "allow"}
         if name == "wandb":
-            options |= {"id": identity, "name": title, "dir": str(folder)}
+            options |= {"id": identity, "name": title}
+            options |= {} if paths.is_bucket(folder) else {"dir": str(folder)}  # its files are local ones
         else:
             options |= {"name": f"{title}-{identity}"}  # by which it is resumed
         self._module.init(**options)
@@ -54,13 +56,13 @@ class Tracker:
         self._module.finish()
 
 
-def opener(config: ml_collections.ConfigDict, folder: Path) -> Callable[[], Tracker] | None:
+def opener(config: ml_collections.ConfigDict, folder: Any) -> Callable[[], Tracker] | None:
     """For `MetricsWriter`: None where a config names no tracker."""
     name, project = config.tracker.name, config.tracker.project
     return None if name == "none" else lambda: Tracker(name, project, folder, config.to_dict())
 
 
-def _identity(path: Path) -> str:
+def _identity(path: Any) -> str:
     """Of the run of a folder: drawn once."""
     if not path.exists():
         path.write_text(json.dumps({"id": uuid.uuid4().hex[:8]}) + "\n")

@@ -13,6 +13,7 @@ import flax.linen as nn
 import numpy as np
 from safetensors.numpy import save_file
 
+from flatten_jax import paths
 from flatten_jax._version import __version__
 from flatten_jax.models import create_model, model_options
 from flatten_jax.models.registry import ALIASES
@@ -187,7 +188,7 @@ def model_of(
 
 
 def _check_target(target: str | os.PathLike, overwrite: bool) -> None:
-    target = Path(target)
+    target = paths.local(target)
     if target.suffix != ".safetensors":
         raise ValueError(f"the target {target} must end in .safetensors")
     if target.exists() and not overwrite:

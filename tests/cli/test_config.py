@@ -148,8 +148,12 @@ def test_a_config_file_that_fails_is_one_line(tmp_path, name):
         (["--config=nowhere/x.py"], "nowhere/x.py is not there; there are configs/cifar10.py, configs/digits.py"),
         (["--config=configs/published.py:flaten_pvt_t"], "did you mean 'flatten_pvt_t'?"),
         (["--config=configs/digits.py:tiny"], "unknown variant 'tiny'"),
-        (["--config=configs/digits.py", "--workdir=gs://bucket/run"], "--workdir=gs://bucket/run: buckets are not"),
-        (["--config=configs/digits.py", "--workdir=x", "--checkpoint=s3://b/run"], "--checkpoint=s3://b/run: buckets"),
+        (
+            ["--config=configs/digits.py", "--workdir=hdfs://bucket/run"],
+            "--workdir=hdfs://bucket/run: of addresses only gs:// is",
+        ),
+        (["--config=configs/digits.py", "--workdir=x", "--checkpoint=s3://b/run"], "--checkpoint=s3://b/run: of "),
+        (["--config=s3://bucket/run"], "s3://bucket/run: of addresses only gs:// is read and written"),
         (["--config=configs/digits.py", "--workdir=README.md"], "--workdir=README.md is a file"),
     ],
 )

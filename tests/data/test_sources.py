@@ -324,7 +324,7 @@ def test_one_picture_a_class_cannot_be_shared(tmp_path, picture):
 
 
 def test_a_bucket_is_refused_before_anything_waits_for_it():
-    with pytest.raises(ValueError, match="gs://bucket/data: ArrayRecord reads no buckets"):
+    with pytest.raises(ValueError, match="gs://bucket/data: data are not read from a bucket: have them"):
         open_source("imagenet2012", "train", data_dir="gs://bucket/data")
 
 

@@ -131,9 +131,11 @@ def test_all_that_is_wrong_is_said_at_once():
         (["data.name=folder"], "data.name='folder' needs --config.data.folder=PATH"),
         (["init_new_head=True"], "init_new_head=True has no effect without --config.init_from=PATH"),
         (["model.features_only=True"], "model.features_only=True gives maps"),
-        (["init_from=gs://bucket/run"], "init_from=gs://bucket/run: buckets are not read or written yet"),
-        (["data.data_dir=gs://bucket/data"], "data.data_dir=gs://bucket/data: buckets"),
-        (["data.name=folder", "data.folder=s3://b/pictures"], "data.folder=s3://b/pictures: buckets"),
+        (["init_from=s3://bucket/run"], "--config.init_from=s3://bucket/run: of addresses only gs:// is read"),
+        (["data.data_dir=gs://b/data"], "data.data_dir=gs://b/data: data are not read from a bucket: have them copied"),
+        (["data.name=folder", "data.folder=s3://b/pictures"], "data.folder=s3://b/pictures: such an address is not"),
+        (["data.cache_dir=gs://b/copy"], "data.cache_dir=gs://b/copy: such an address is not read here"),
+        (["data.cache_dir=/copy"], "data.cache_dir='/copy' has no effect on data that are not in a bucket, gs://"),
     ],
 )
 def test_values_that_do_not_fit_together(overrides, said):
