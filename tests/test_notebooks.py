@@ -34,7 +34,8 @@ def test_in_git_are_the_questions_with_their_answers(name):
     assert "https://github.com/flatten-jax/flatten_jax" in code[0].source  # installs where it has to
     assert "from flatten_jax" in source
 
-    assert notebook.metadata.get("executed") == TOOL["digest"](notebook), f"python tools/notebooks.py notebooks/{name}.ipynb"
+    again = f"python tools/notebooks.py notebooks/{name}.ipynb"
+    assert notebook.metadata.get("executed") == TOOL["digest"](notebook), again
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not any(cell.metadata for cell in code)
     outputs = [output for cell in code for output in cell.outputs]
