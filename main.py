@@ -94,9 +94,12 @@ def main(argv: list[str]) -> None:
         logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     import jax
 
-    from flatten_jax import runtime
-    from flatten_jax.training import agreement, loop, profile, setup
+    from flatten_jax import extras, runtime
 
+    try:
+        from flatten_jax.training import agreement, loop, profile, setup
+    except ImportError as error:
+        sys.exit(f"error: {extras.said(error)}")
     runtime.keep_freed_memory()
     config, given = CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])
     if "data.name" in given and config.data.name == "folder" and "model.num_classes" not in given:
@@ -123,7 +126,7 @@ def main(argv: list[str]) -> None:
         if logging.level_debug() or (isinstance(error, jax.errors.JaxRuntimeError) and not memory):
             raise
         hint = "\nTry a smaller --config.train.batch_size, or --config.train.accumulation=4" if memory else ""
-        sys.exit(f"error: {error}{hint}\n(--verbosity=1 shows where)")
+        sys.exit(f"error: {extras.said(error)}{hint}\n(--verbosity=1 shows where)")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The notebooks, executed as they are, each in a kernel of its own."""
+"""The notebooks: what they show in git is of their code, and they run as they are, each in a kernel of its own."""
 
 import json
+import runpy
 import sys
 import time
 
@@ -12,7 +13,9 @@ from .command import CACHE, ROOT
 
 FOLDER = ROOT / "notebooks"
 FIGURES = {"attention": 5, "finetune": 1, "tour": 3}  # that each shows
-SECONDS = 600  # two minutes on two idle cores, and here other tests run beside
+SECONDS = 600  # a minute or so on two idle cores, and here other tests run beside
+LARGEST = 400_000  # bytes in git
+TOOL = runpy.run_path(str(ROOT / "tools/notebooks.py"))
 
 
 def test_none_is_left_out():
@@ -20,17 +23,29 @@ def test_none_is_left_out():
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_in_git_are_the_questions_not_the_answers(name):
+def test_in_git_are_the_questions_with_their_answers(name):
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert not any(cell.outputs or cell.execution_count or cell.metadata for cell in code)
     source = "\n".join(cell.source for cell in notebook.cells)
     assert (
         f"https://colab.research.google.com/github/flatten-jax/flatten_jax/blob/main/notebooks/{name}.ipynb" in source
     )
     assert "https://github.com/flatten-jax/flatten_jax" in code[0].source  # installs where it has to
     assert "from flatten_jax" in source
+
+    again = f"python tools/notebooks.py notebooks/{name}.ipynb"
+    assert notebook.metadata.get("executed") == TOOL["digest"](notebook), again
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not any(cell.metadata for cell in code)
+    outputs = [output for cell in code for output in cell.outputs]
+    assert {output.output_type for output in outputs} <= {"stream", "display_data", "execute_result"}  # no error
+    assert _figures(outputs) == FIGURES[name]
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < LARGEST
+
+
+def _figures(outputs):
+    return sum("image/png" in output.get("data", {}) for output in outputs)
 
 
 @pytest.mark.slow
@@ -50,5 +65,4 @@ def test_runs_from_its_folder_without_an_error(name, tmp_path, monkeypatch):
     began = time.monotonic()
     NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(FOLDER)}}).execute()
     assert time.monotonic() - began < SECONDS
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == FIGURES[name]
+    assert _figures([output for cell in notebook.cells for output in cell.get("outputs", ())]) == FIGURES[name]

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 command -v uv >/dev/null || export PATH="$HOME/.local/bin:$PATH"
 command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
 [ -d ~/venv ] || uv venv --python 3.12 ~/venv
-VIRTUAL_ENV=~/venv uv pip install --quiet -e '.[tpu,gcs]'
+VIRTUAL_ENV=~/venv uv pip install --quiet -e '.[train,tpu,gcs]'
 
 bucket=${1:-}
 mount=${2:-/mnt/bucket}

@@ -18,6 +18,7 @@ from flatten_jax.attention.core import wide
 from flatten_jax.ops import cpu
 from flatten_jax.ops.derivative import with_backward
 from flatten_jax.ops.initializers import linear_kernel
+from flatten_jax.ops.platform import platform_dependent
 
 _HALF0 = np.array([-9, 0, 114, -240, -247, 1520, 2844]) / 5120
 _HALF1 = np.array([81, 0, -1539, -2160, 8208, 27360, -63816, -59280, 343786, 641600]) / 1146880
@@ -36,7 +37,7 @@ def filtered(x: jax.Array, taps: tuple[float, ...], axis: int) -> jax.Array:
     half = len(taps) // 2
     padded = jnp.pad(x, [(half, half) if i == axis else (0, 0) for i in range(x.ndim)], mode="symmetric")
     plain = functools.partial(_weighted, axis=axis)
-    return jax.lax.platform_dependent(padded, jnp.asarray(taps, x.dtype), cpu=_weighted_apart(axis), default=plain)
+    return platform_dependent(padded, jnp.asarray(taps, x.dtype), cpu=_weighted_apart(axis), default=plain)
 
 
 def _forward(x: jax.Array, taps: tuple[float, ...], axis: int) -> tuple[jax.Array, None]:

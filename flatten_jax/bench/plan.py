@@ -77,8 +77,8 @@ def topology_devices(topology: str) -> list[jax.Device]:
     except Exception as error:  # a plugin's absence and its refusals have many types
         raise ValueError(
             f"{topology=} cannot be described ({str(error).splitlines()[0][:120]}). v4:2x2x2, v5e:4x8, v5p:2x2x2 and "
-            f"v6e:4x4 need pip install 'flatten_jax[tpu]'; {', '.join(f'{name}:8' for name in gpus.GPUS)} need "
-            "'flatten_jax[cuda]'; cpu:8 needs nothing"
+            f"v6e:4x4 need pip install 'flatten_jax[train,tpu]'; {', '.join(f'{name}:8' for name in gpus.GPUS)} need "
+            "'flatten_jax[train,cuda]'; cpu:8 needs nothing"
         ) from error
 
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from flatten_jax import extras
 from flatten_jax.cli import attentions, config, data, look, lra, measure, weights
 
 COMMANDS = (
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         _check_addresses(args)
         args.run(args)
     except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {extras.said(error)}")
 
 
 def _check_addresses(args: argparse.Namespace) -> None:

@@ -41,9 +41,11 @@ def convert(args: argparse.Namespace) -> None:
 def add_export(commands: Any) -> None:
     command = commands.add_parser("export", help="weights under PyTorch's names, for the release's own classes")
     command.add_argument("source", help=SOURCE)
-    command.add_argument("target", help="a .safetensors file to write; with --stablehlo a .stablehlo file")
+    command.add_argument("target", help="a .safetensors file to write; with --stablehlo or --onnx a file of that name")
     add_model_arguments(command)
-    command.add_argument("--stablehlo", action="store_true", help="write the function itself, for any batch size")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--stablehlo", action="store_true", help="write the function itself, for any batch size")
+    form.add_argument("--onnx", action="store_true", help="likewise, by jax2onnx, in an environment with that")
     command.set_defaults(run=export, takes_buckets=("source",))
 
 
@@ -52,7 +54,7 @@ def export(args: argparse.Namespace) -> None:
 
     source: Any = args.source
     model, options = args.model, model_options(args)
-    if args.stablehlo or "://" in source or Path(source).expanduser().is_dir():
+    if args.stablehlo or args.onnx or "://" in source or Path(source).expanduser().is_dir():
         trained = load_trained(args)
         print(trained.said)
         model, source, options = trained.model, trained.variables, {}
@@ -62,6 +64,12 @@ def export(args: argparse.Namespace) -> None:
         exported = stablehlo.export_stablehlo(model, source, args.target, overwrite=args.overwrite)
         print(f"written: {args.target}, {exported.in_avals[0]} -> {exported.out_avals[0]}, for any b")
         print(f"in JAX: jax.export.deserialize(bytearray(open({args.target!r}, 'rb').read())).call(normalised_images)")
+        return
+    if args.onnx:
+        from flatten_jax.trained import onnx
+
+        print(f"written: {onnx.export_onnx(model, source, args.target, overwrite=args.overwrite)}, for any batch size")
+        print(f"in Python: onnxruntime.InferenceSession({args.target!r}).run(None, {{'images': normalised_images}})")
         return
     choice = dict(ema=args.ema, key=args.key) if source is args.source else {}
     print(files.export_file(source, args.target, model, overwrite=args.overwrite, **choice, **options))

@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from flatten_jax.data import jpeg, rand_augment
@@ -18,7 +17,6 @@ RESIZE_MODES = ("squash", "short")  # of the evaluation; the first where nothing
 _WIDE = {"I": "integers of 32 bits", "F": "floating-point numbers"}
 CROP_ATTEMPTS = 10  # torchvision RandomResizedCrop.get_params
 REDUCTIONS = (8, 4, 2)  # libjpeg's scaled inverse transforms that are as fast as the whole one
-BICUBIC = ResizeAlg.convolution(FilterType.catmull_rom)  # which is what Pillow calls so
 
 
 class CorruptImageError(ValueError):
@@ -190,7 +188,7 @@ class TrainTransform:
         top, left, height, width = (side / reduction for side in box)
         rows = slice(math.floor(top), math.ceil(top + height))
         columns = slice(math.floor(left), math.ceil(left + width))
-        inner = CropBox(left - columns.start, top - rows.start, width, height)
+        inner = (left - columns.start, top - rows.start, width, height)
         return self._finish(_resize(pixels[rows, columns], self.size, inner), rng)
 
     def _finish(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
@@ -224,16 +222,23 @@ def random_crop_box(
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def _resize(pixels: np.ndarray, size: tuple[int, int], box: CropBox | None = None) -> Image.Image:
-    """Resizes uint8 (height, width, 3), or a box in it, by Pillow's antialiased bicubic filter in a fifth of its time.
+def _resize(
+    pixels: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> Image.Image:
+    """Resizes uint8 (height, width, 3) by Pillow's antialiased bicubic filter, in a fifth of its time.
 
+    Of the pixels a box (left, top, width, height) may be meant.
     Pillow's pixels differ by the rounding between the two passes, which come in the other order here. Neither are
     nearer to the filter in exact arithmetic.
     """
+    # Here, because evaluation and prediction do without it. Its catmull_rom is what Pillow calls bicubic.
+    from cykooz_resizer import CropBox, FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
+
     height, width = size
     result = ImageData(width, height, PixelType.U8x3)
     source = ImageData(pixels.shape[1], pixels.shape[0], PixelType.U8x3, pixels.tobytes())
-    options = ResizeOptions(resize_alg=BICUBIC, crop_box=box)
+    bicubic = ResizeAlg.convolution(FilterType.catmull_rom)
+    options = ResizeOptions(resize_alg=bicubic, crop_box=None if box is None else CropBox(*box))
     Resizer().resize(source, result, options)  # a new Resizer each time, because threads may not share one
     return Image.frombuffer("RGB", (width, height), result.get_buffer())
 

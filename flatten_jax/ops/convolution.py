@@ -11,6 +11,7 @@ from flatten_jax.ops import cpu
 from flatten_jax.ops.dense import affine, promote
 from flatten_jax.ops.derivative import with_backward
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
+from flatten_jax.ops.platform import platform_dependent
 
 
 def strided_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, stride: int, padding: int = 0) -> jax.Array:
@@ -31,7 +32,7 @@ def strided_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, stride
     """
     overlaps = kernel.shape[0] > stride
     plain, product = (partial(f, stride=stride, padding=padding) for f in (_convolution, _product))
-    return jax.lax.platform_dependent(x, kernel, bias, cpu=plain if overlaps else product, default=plain)
+    return platform_dependent(x, kernel, bias, cpu=plain if overlaps else product, default=plain)
 
 
 def _forward(
@@ -45,7 +46,7 @@ def _backward(stride: int, padding: int, saved: tuple, gradient: jax.Array) -> t
         at = partial(function, stride=stride, padding=padding)
         return lambda gradient, *saved: jax.vjp(at, *saved)[1](gradient)
 
-    return jax.lax.platform_dependent(gradient, *saved, cpu=of(_product), default=of(_convolution))
+    return platform_dependent(gradient, *saved, cpu=of(_product), default=of(_convolution))
 
 
 strided_conv = with_backward(strided_conv, _forward, _backward, nondiff_argnums=(3, 4))

@@ -1,6 +1,6 @@
 """The forms that XLA's CPU compiler computes fast: a reader of the mathematics need not enter.
 
-Each stands behind `jax.lax.platform_dependent` in the file of its operation, whose plain form says what is computed.
+Each stands behind `platform_dependent` in the file of its operation, whose plain form says what is computed.
 What each gains: docs/notes_speed.md.
 """
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from flatten_jax.ops.derivative import with_backward
+from flatten_jax.ops.platform import platform_dependent
 
 
 def apart(function: Callable) -> Callable:
@@ -22,7 +23,7 @@ def apart(function: Callable) -> Callable:
     `jax.lax.optimization_barrier` does not help, XLA removes it before it fuses. What does is a call that may not be
     inlined, which differentiation, sharding and loops pass through.
 
-    For the CPU's branch of `jax.lax.platform_dependent`; GPUs and TPUs fuse well.
+    For the CPU's branch of `platform_dependent`; GPUs and TPUs fuse well.
     """
     compiled = jax.jit(function)
 
@@ -44,7 +45,7 @@ def sum_over_tokens(x: jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
     def plain(x: jax.Array) -> jax.Array:
         return jnp.sum(x, axis=0, dtype=dtype)
 
-    return jax.lax.platform_dependent(x.reshape(-1, x.shape[-1]), cpu=product, default=plain)
+    return platform_dependent(x.reshape(-1, x.shape[-1]), cpu=product, default=plain)
 
 
 def sum_over_channels(x: jax.Array, weights: jax.Array | float = 1.0) -> jax.Array:
@@ -57,7 +58,7 @@ def sum_over_channels(x: jax.Array, weights: jax.Array | float = 1.0) -> jax.Arr
     def plain(x: jax.Array, weights: jax.Array) -> jax.Array:
         return jnp.sum(x * weights, axis=-1, keepdims=True)
 
-    return jax.lax.platform_dependent(x, weights, cpu=product, default=plain)
+    return platform_dependent(x, weights, cpu=product, default=plain)
 
 
 def gradient_apart(x: jax.Array) -> jax.Array:
@@ -75,7 +76,7 @@ def _gradient_apart_forward(x: jax.Array) -> tuple[jax.Array, None]:
 
 
 def _gradient_apart_backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jax.lax.platform_dependent(gradient, cpu=_same, default=lambda x: x),)
+    return (platform_dependent(gradient, cpu=_same, default=lambda x: x),)
 
 
 gradient_apart = with_backward(gradient_apart, _gradient_apart_forward, _gradient_apart_backward)

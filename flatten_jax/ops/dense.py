@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from flatten_jax.ops import cpu
 from flatten_jax.ops.derivative import with_backward
 from flatten_jax.ops.initializers import NORMAL, ConvInit
+from flatten_jax.ops.platform import platform_dependent
 
 PRODUCT = "product"  # what rematerialisation may keep of a linear layer: its result
 
@@ -37,7 +38,7 @@ def _forward(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[j
 
 def _backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     x, kernel, bias = saved
-    of_kernel = jax.lax.platform_dependent(
+    of_kernel = platform_dependent(
         *(a.reshape(-1, a.shape[-1]) for a in (x, gradient)),
         cpu=partial(cpu.transposed_product, dtype=kernel.dtype),
         default=partial(_product, dtype=kernel.dtype),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flatten_jax.ops import cpu
 from flatten_jax.ops.derivative import with_backward
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
+from flatten_jax.ops.platform import platform_dependent
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -33,7 +34,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = Non
 
 
 def _convolution(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    return jax.lax.platform_dependent(x, kernel, bias, cpu=cpu.shifted_sum, default=_grouped_convolution)
+    return platform_dependent(x, kernel, bias, cpu=cpu.shifted_sum, default=_grouped_convolution)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, tuple]:
@@ -42,7 +43,7 @@ def _forward(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[j
 
 def _backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     x, kernel, bias = saved
-    of_x, of_kernel = jax.lax.platform_dependent(x, kernel, gradient, cpu=cpu.shifted_gradients, default=_gradients)
+    of_x, of_kernel = platform_dependent(x, kernel, gradient, cpu=cpu.shifted_gradients, default=_gradients)
     # In half precision a sum over all tokens would be rounded to half, and in float16 overflow.
     return of_x, of_kernel, None if bias is None else cpu.sum_over_tokens(gradient, bias.dtype)
 
@@ -97,4 +98,4 @@ class DepthwiseConv(nn.Module):
             return depthwise_conv(x, kernel, bias)[:, :: self.stride, :: self.stride]
 
         strided = partial(_grouped_convolution, stride=self.stride)
-        return jax.lax.platform_dependent(x, kernel, bias, cpu=kept, default=strided)
+        return platform_dependent(x, kernel, bias, cpu=kept, default=strided)

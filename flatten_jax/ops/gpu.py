@@ -2,6 +2,8 @@
 
 import jax
 
+from flatten_jax.ops.platform import platform_dependent
+
 
 def not_shared(x: jax.Array) -> jax.Array:
     """x, of which XLA takes nothing over from elsewhere on NVIDIA GPUs.
@@ -9,4 +11,4 @@ def not_shared(x: jax.Array) -> jax.Array:
     For the backward pass of what is one kernel in the forward: norms that both compute would be computed once, which
     tears that kernel apart, and what is normalised would be kept, in float32.
     """
-    return jax.lax.platform_dependent(x, cuda=jax.lax.optimization_barrier, default=lambda x: x)
+    return platform_dependent(x, cuda=jax.lax.optimization_barrier, default=lambda x: x)

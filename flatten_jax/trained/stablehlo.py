@@ -34,20 +34,31 @@ def export_stablehlo(
     Returns:
         what was written.
     """
-    target = paths.local(target)
-    if target.suffix != ".stablehlo":
-        raise ValueError(f"the target {target} must end in .stablehlo")
-    if target.exists() and not overwrite:
-        raise ValueError(f"{target} exists already: choose another name, or overwrite=True (--overwrite)")
+    target = check_target(target, ".stablehlo", overwrite)
     variables = jax.device_put(dict(variables))
     (batch,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *model.image_size, 3), jnp.float32)
     exported = export.export(jax.jit(lambda images: model.apply(variables, images)), platforms=PLATFORMS)(images)
+    put(target, exported.serialize())
+    return exported
+
+
+def check_target(target: str | os.PathLike, ending: str, overwrite: bool) -> Path:
+    """The path of a file to write; ValueError where it ends otherwise, or is there and shall not be replaced."""
+    target = paths.local(target)
+    if target.suffix != ending:
+        raise ValueError(f"the target {target} must end in {ending}")
+    if target.exists() and not overwrite:
+        raise ValueError(f"{target} exists already: choose another name, or overwrite=True (--overwrite)")
+    return target
+
+
+def put(target: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(exported.serialize())
+        temporary.write_bytes(content)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    return exported
