@@ -26,8 +26,8 @@ class CARE(Staged):
     """CARE-Transformer (Zhou et al., CVPR 2025, arXiv 2411.16170).
 
     Any image_size from 32 up; what is left over at the lower and right edge is not looked at. Logits are the mean of
-    two heads, `head` and `dist_head`, in training too. The original's training takes both, the second for a teacher's
-    labels.
+    two heads, `head` and `dist_head`, in training too, unless a teacher is there (`training.distill`): the second head is
+    for its answers.
 
     Attributes: those of `Backbone`, and
         attn_type: a token mixer for each stage: `care`, or an attention in the place of all of it.
@@ -77,12 +77,12 @@ class CARE(Staged):
         """None: both heads have one of their own."""
         return x
 
-    def classify(self, x: jax.Array, train: bool) -> jax.Array:
+    def classify(self, x: jax.Array, train: bool) -> tuple[jax.Array, ...]:
         def head(x: jax.Array) -> jax.Array:
             x = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(gelu(x))
             return Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
 
-        return (Scope(head, name="head")(x) + Scope(head, name="dist_head")(x)) / 2
+        return Scope(head, name="head")(x), Scope(head, name="dist_head")(x)
 
 
 class _Block(nn.Module):
