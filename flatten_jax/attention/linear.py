@@ -5,7 +5,7 @@ from typing import ClassVar
 import jax
 
 from flatten_jax.attention.contract import Attention, Origin, Site, heads
-from flatten_jax.attention.core import EPSILON, elu1, linear_attention
+from flatten_jax.attention.core import EPSILON, elu1, linear_attention, row_normalised
 
 FEATURE_MAPS = {"elu1": elu1, "relu": jax.nn.relu}
 
@@ -27,6 +27,8 @@ class Linear(Attention):
         formula="phi(q) (phi(k)^T v) / (phi(q) . sum phi(k)), phi = elu + 1",
     )
 
+    forms_map: ClassVar[bool] = True
+
     feature_map: str = "elu1"
 
     def __call__(self, x: jax.Array, site: Site, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -34,4 +36,5 @@ class Linear(Attention):
             raise ValueError(f"feature_map={self.feature_map!r} must be one of {', '.join(FEATURE_MAPS)}")
         phi = FEATURE_MAPS[self.feature_map]
         q, k, v_ = (heads(a, self.num_heads) for a in (phi(q), phi(k), v))
+        self.show_map(lambda: row_normalised(q, k), v_)
         return linear_attention(q, k, v_, self.dtype, epsilon=EPSILON / k.shape[1]).reshape(q.shape[0], -1, v.shape[2])

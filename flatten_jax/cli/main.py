@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from flatten_jax.cli import attentions, config, data, look, measure, weights
+from flatten_jax.cli import attentions, config, data, linearize, look, measure, weights
 
 COMMANDS = (
     look.add_models,
@@ -12,6 +12,7 @@ COMMANDS = (
     weights.add_export,
     look.add_predict,
     weights.add_share,
+    linearize.add_linearize,
     config.add_config,
     data.add_check_data,
     measure.add_plan,

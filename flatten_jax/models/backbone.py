@@ -105,7 +105,7 @@ class Backbone(nn.Module):
         return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=f"norm{i}")(x)
 
     def classify(self, x: jax.Array, train: bool) -> jax.Array | tuple[jax.Array, ...]:
-        """Logits (B, num_classes) of the pooled features; of several heads those of each, of which the mean is given."""
+        """Logits (B, num_classes) of the pooled features; of several heads those of each, whose mean is given."""
         return Dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
     def original(self, name: str) -> str:
@@ -188,6 +188,11 @@ class Backbone(nn.Module):
         kinds = [(of_block.func, of_block.args, of_block.keywords, own(j)) for j, of_block in enumerate(hosts)]
         carry = any(attention_class(attention).takes_before for attention in names)
         return run_blocks(blocks, kinds, rates, x, site, scan=self.scan if scan is None else scan, carry=carry)
+
+    @property
+    def answer_head(self) -> bool:
+        """Whether the last of its heads is for a teacher's answers (`distill.tasks`)."""
+        return False
 
     @property
     def prefix(self) -> int:

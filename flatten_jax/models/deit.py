@@ -27,8 +27,8 @@ class DeiT(Isotropic):
         class_token: classify by a learned token, which not every attention takes; otherwise by the mean of the tokens.
         fc_norm: classify by the mean of the tokens, without a class token, normalised after pooling and not before, as
             timm's mean-pooled ViTs do.
-        distilled: a second token behind the class token, with a head of its own, `head_dist`, that a teacher's answers
-            are for (`training.distill`). Logits are the mean of both heads; with num_classes=0 it is that of the tokens.
+        distilled: a second token behind the class token with a head of its own, `head_dist`, for a teacher's answers
+            (`distill.tasks`). Logits are the mean of both heads; with num_classes=0 it is that of both tokens.
     """
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ("pos_embed", "cls_token", "dist_token")
@@ -37,6 +37,10 @@ class DeiT(Isotropic):
     class_token: bool = False
     fc_norm: bool = False
     distilled: bool = False
+
+    @property
+    def answer_head(self) -> bool:
+        return self.distilled
 
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
         if self.distilled and (self.fc_norm or not self.class_token):
@@ -101,7 +105,7 @@ MODELS = {
         _SIZES["b"], attn_type="agent*4+softmax", class_token=True, attn_options=nn.FrozenDict(agent_num=81)
     ),
 }
-# The names of InLine's and Agent's functions (models/build.py), and in their configs (MODEL.NAME); DeiT's own, timm's too.
+# The names of InLine's and Agent's functions (models/build.py), and in their configs (MODEL.NAME); DeiT's, as timm's.
 ALIASES = {
     **{f"deit_{long}_distilled_patch16_224": f"deit_{long[0]}_distilled" for long in ("tiny", "small", "base")},
     **{

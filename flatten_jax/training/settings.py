@@ -120,6 +120,46 @@ SETTINGS: dict[str, Setting] = {
     "optimizer.b1": Setting(float, "[0, 1)", "AdamW's decay of the first moment"),
     "optimizer.b2": Setting(float, "[0, 1)", "AdamW's decay of the second moment"),
     "optimizer.eps": Setting(float, "(0, inf)", "AdamW's summand of the denominator"),
+    "distill.kind": Setting(
+        str,
+        "none | soft | hard | align | features | mesa",
+        "what a teacher is asked for: answers (soft, hard), attentions block by block, features; mesa: the average",
+        "none",
+    ),
+    "distill.teacher": Setting(str, "", "a run's folder, a checkpoint, a shared folder or a file of weights", ""),
+    "distill.teacher_model": Setting(str, "", "name of the teacher's model, where its weights do not say it", ""),
+    "distill.fingerprint": Setting(str, "", "of the teacher's weights; '': whichever there are, and it is noted", ""),
+    "distill.alpha": Setting(float, "[0, 1]", "share of soft or hard answers in the loss; of mesa their weight", 0.5),
+    "distill.tau": Setting(float, "(0, inf)", "temperature of soft answers", 1.0),
+    "distill.reduction": Setting(
+        str, "sample | deit", "soft answers: a mean over pictures, or over classes too", "sample"
+    ),
+    "distill.weight": Setting(
+        float, "[0, inf)", "of the squared error of what attentions give, beside the labels", 0.0
+    ),
+    "distill.match": Setting(str, "output | map", "of align: what attentions give, or their maps", "output"),
+    "distill.learns": Setting(
+        str,
+        "auto | new | qkv | mixer",
+        "of align: new parameters, q, k and v too, or all; auto: new of map, else qkv",
+        "auto",
+    ),
+    "distill.features": Setting(str, "mse | cosine", "how the distance of features is measured", "mse"),
+    "distill.new_factor": Setting(
+        float, "(0, inf)", "of the learning rate of parameters that the teacher has not", 1.0
+    ),
+    "linearize.attention": Setting(
+        str, "", "convert distill.teacher to it, a name or a pattern; '': an ordinary run", ""
+    ),
+    "linearize.keep": Setting(str, "", "numbers of blocks that keep the teacher's attention, such as 7,11", ""),
+    "linearize.copy": Setting(str, "all | mlp | attention | none", "which of the teacher's weights are taken", "all"),
+    "linearize.stages": Setting(
+        str, "", "after the swap, of align, features, train; in the order in which they are run", "align,train"
+    ),
+    "linearize.search": Setting(int, "[0, inf)", "how many blocks get the teacher's attention back, by accuracy", 0),
+    "linearize.align_epochs": Setting(float, "(0, inf)", "of stage align", 1.0),
+    "linearize.align_learning_rate": Setting(float, "(0, inf)", "peak of stage align, for a batch of 512", 1e-2),
+    "linearize.features_epochs": Setting(float, "(0, inf)", "of stage features", 1.0),
     "eval.every_epochs": Setting(float, "(0, inf)", "how often, and at the end"),
     "eval.batch_size": Setting(int, "[1, inf)", "pictures at a time, over all devices"),
     "eval.resize_ratio": Setting(float, "[1, inf)", "a picture is resized to this times the model's, then cropped"),
@@ -210,7 +250,7 @@ def _faults(config: ml_collections.ConfigDict) -> Iterator[str]:
         rand_augment.parse(given.get("augment.rand_augment") or "rand")
     except (ValueError, AttributeError, TypeError) as error:
         yield f"augment.{error}"
-    for key in ("init_from", "data.data_dir", "data.folder"):
+    for key in ("init_from", "data.data_dir", "data.folder", "distill.teacher"):
         try:
             refuse_bucket(key, given.get(key, ""))
         except ValueError as error:
@@ -237,5 +277,49 @@ def _conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield f"data.folder={data.folder!r} has no effect on data.name={data.name!r}: add --config.data.name=folder"
     if data.name == "folder" and not data.folder:
         yield "data.name='folder' needs --config.data.folder=PATH, a folder with train/<class>/*.jpg in it"
+    distill, linearize = config.distill, config.linearize
+    asks = [f"distill.kind={distill.kind!r}"] if distill.kind not in ("none", "mesa") else []
+    asks += [f"distill.weight={distill.weight:g}"] if distill.weight else []
+    asks += [f"distill.new_factor={distill.new_factor:g}"] if distill.new_factor != 1 else []
+    asks += [f"linearize.attention={linearize.attention!r}"] if linearize.attention else []
+    if asks and not distill.teacher:
+        yield f"{asks[0]} needs a teacher: add --config.distill.teacher=PATH, a run's folder or a file of weights"
+    if distill.teacher and not asks:
+        yield (
+            f"distill.teacher={distill.teacher!r} has no effect: say what it teaches, such as "
+            "--config.distill.kind=hard or --config.distill.weight=50"
+        )
+    if distill.kind in ("align", "features", "mesa") and distill.weight and not linearize.attention:
+        yield f"distill.weight={distill.weight:g} has no effect on distill.kind={distill.kind!r}: leave it out"
+    if distill.match == "map" and distill.learns not in ("auto", "new"):
+        yield f"distill.learns={distill.learns!r} has no effect on distill.match='map', which teaches what is new alone"
+    if distill.kind == "mesa" and not train.ema_decay:
+        yield "distill.kind='mesa' teaches what the moving average answers: add --config.train.ema_decay=0.9999"
+    if linearize.attention:
+        yield from _of_stages(config)
     if config.init_new_head and not config.init_from:
         yield "init_new_head=True has no effect without --config.init_from=PATH: add that, or init_new_head=False"
+
+
+STAGES = ("align", "features", "train")
+
+
+def _of_stages(config: ml_collections.ConfigDict) -> Iterator[str]:
+    stages = split(config.linearize.stages)
+    wrong = [stage for stage in stages if stage not in STAGES]
+    if wrong or len(set(stages)) < len(stages):
+        yield f"linearize.stages={config.linearize.stages!r} must be of {', '.join(STAGES)}, each once, with commas"
+    if any(not number.isdecimal() for number in split(config.linearize.keep)):
+        yield f"linearize.keep={config.linearize.keep!r} must be numbers of blocks with commas, such as 7,11"
+    if config.init_from:
+        yield f"init_from={config.init_from!r} has no effect on a conversion, which starts from distill.teacher"
+    if config.distill.kind not in ("none", "soft", "hard"):
+        yield (
+            f"distill.kind={config.distill.kind!r} is a stage of a conversion: name it in linearize.stages; none, soft "
+            "and hard say what stage train learns beside"
+        )
+
+
+def split(text: str) -> list[str]:
+    """ "7, 11" -> ["7", "11"]."""
+    return [word.strip() for word in text.split(",") if word.strip()]

@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 
 from flatten_jax.data import augment, check, pipeline, sources
 from flatten_jax.data.source import Source
+from flatten_jax.distill.choose import notes_of, taught
+from flatten_jax.distill.teacher import Teacher, load_teacher, needs_teacher
 from flatten_jax.models import create_model
 from flatten_jax.training import settings
 from flatten_jax.training.optimizer import make_optimizer, make_schedule
@@ -108,6 +110,7 @@ class Run:
         """What a user may not expect: how batches and the sets go together."""
         size, batch = len(self.train_source), self.config.train.batch_size
         left, said = size - self.steps_per_epoch * batch, [self.eval_source.note]
+        said += notes_of(self.task)
         if left > WORTH_SAYING * size:
             smaller = range(batch, 0, -self.mesh.size)
             fitting = next((b for b in smaller if size % b <= WORTH_SAYING * size), self.mesh.size)
@@ -170,11 +173,14 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
             f"make it smaller, such as --config.train.batch_size={fitting}"
         )
     steps_per_epoch = pipeline.steps_per_epoch(size, train.batch_size)
+    teacher = load_teacher(config, model, mesh) if needs_teacher(config) else None
+    if teacher is not None:
+        config.distill.fingerprint = teacher.fingerprint
     for source in (eval_source, *([train_source] if config.data.on_corrupt == "fail" else [])):
         check.glance(source, jax.process_index(), jax.process_count())
     return Run(
         config=config,
-        training=training_of(config, model, mesh, steps_per_epoch),
+        training=training_of(config, model, mesh, steps_per_epoch, teacher),
         train_source=train_source,
         eval_source=eval_source,
         steps_per_epoch=steps_per_epoch,
@@ -208,8 +214,20 @@ def _builds(options: dict[str, Any]) -> bool:
     return True
 
 
-def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh, steps_per_epoch: int) -> Training:
-    """What a config says of a step of training."""
+def training_of(
+    config: ml_collections.ConfigDict,
+    model: nn.Module,
+    mesh: Mesh,
+    steps_per_epoch: int,
+    teacher: Teacher | None = None,
+) -> Training:
+    """What a config says of a step of training.
+
+    Raises:
+        ValueError: it asks for a teacher, and there is none; or the two do not fit together.
+    """
+    if teacher is None and needs_teacher(config):
+        raise ValueError(f"distill.teacher={config.distill.teacher!r} is for training: leave config.distill out here")
     augment, train = config.augment, config.train
     schedule = make_schedule(
         config.optimizer,
@@ -219,15 +237,19 @@ def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh,
     )
     mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob)
     mean, std = (tuple(map(float, config.data[option])) for option in ("mean", "std"))
+    task, rates = Classify(model, augment.label_smoothing, augment.erase_prob, mixing, mean, std), None
+    if teacher is not None:
+        task, rates = taught(task, teacher, config.distill)
     return Training(
-        task=Classify(model, augment.label_smoothing, augment.erase_prob, mixing, mean, std),
-        optimizer=make_optimizer(config.optimizer, schedule, model.no_weight_decay),
+        task=task,
+        optimizer=make_optimizer(config.optimizer, schedule, model.no_weight_decay, rates),
         schedule=schedule,
         mesh=mesh,
         seed=config.seed,
         accumulation=train.accumulation,
         ema_decay=train.ema_decay,
         skip_nonfinite_steps=train.skip_nonfinite_steps,
+        rates=rates,
     )
 
 

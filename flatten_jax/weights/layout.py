@@ -146,6 +146,19 @@ def layout(model: nn.Module, example: Any = None, **call: Any) -> list[Row]:
     return [row.renamed(model.original) for row in rows] if isinstance(model, Backbone) else rows
 
 
+def attention_of_blocks(model: nn.Module) -> dict[Path, str]:
+    """The attention of each block, by the block's path, in the order in which they are called; nothing is computed."""
+    found: dict[Path, str] = {}
+
+    def visit(module: nn.Module, arguments: Mapping[str, Any]) -> None:
+        if isinstance(module, Attention) and "site" in arguments:
+            name = next((name for name, cls in ATTENTIONS.items() if cls is type(module)), type(module).__name__)
+            found.setdefault(_block(module.scope.path), name)
+
+    visit_calls(model, visit)
+    return found
+
+
 class _Seen(NamedTuple):
     """An attention of a model, as it is called in a forward pass; `own`: the variables that it makes itself."""
 
