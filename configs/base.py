@@ -83,14 +83,14 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
     # A teacher beside the labels, and the conversion of one to another attention: docs/linearize.md.
     config.distill = ml_collections.ConfigDict(
         {
-            "kind": "none",
+            "kind": "mesa" if recipe.mesa else "none",
             "teacher": "",
             "teacher_model": "",
             "fingerprint": "",
             "alpha": 0.5,
             "tau": 1.0,
             "reduction": "sample",
-            "weight": 0.0,
+            "weight": recipe.mesa,
             "match": "output",
             "learns": "auto",
             "features": "mse",
@@ -105,7 +105,7 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
             "stages": "align,train",
             "search": 0,
             "align_epochs": 1.0,
-            "align_learning_rate": 1e-2,
+            "align_learning_rate": 3e-3,
             "features_epochs": 1.0,
         }
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -137,3 +138,32 @@ class Features(Taught):
         features, changed, _ = self.trained(variables, inputs[0], key, method="forward_features")
         taught, _ = self.asked(theirs, inputs[0], method="forward_features")
         return losses.feature_loss(features, jax.lax.stop_gradient(self.ours(taught)), self.measure), changed
+
+
+@dataclass(frozen=True)
+class SelfTaught(Classify):
+    """MESA: the labels, and from a step on what the moving average of the model itself answers (MLLA's recipe).
+
+    Attributes: those of `Classify`, and
+        weight: of the cross-entropy with the softmax of the average's logits.
+        start: the step.
+    """
+
+    weight: float = 1.0
+    start: int = 0
+
+    def from_state(self, averaged: Variables | None, step: jax.Array) -> tuple[Any, ...]:
+        return averaged, step
+
+    def loss(
+        self, variables: Variables, inputs: Inputs, key: jax.Array, averaged: Variables, step: jax.Array
+    ) -> tuple[jax.Array, Variables]:
+        images, targets = inputs
+        logits, changed, _ = self.trained(variables, images, key)
+        taught = jax.lax.cond(
+            step >= self.start,
+            lambda: jax.nn.softmax(self.model.apply(averaged, images), axis=-1),
+            lambda: jnp.zeros_like(logits),
+        )
+        total = optax.softmax_cross_entropy(logits, targets).mean()
+        return total + self.weight * optax.softmax_cross_entropy(logits, taught).mean(), changed

@@ -53,7 +53,7 @@ class Teacher:
 def needs_teacher(config: ml_collections.ConfigDict) -> bool:
     """Whether anything in a config asks for one."""
     distill = config.distill
-    return distill.kind not in ("none", "mesa") or distill.weight > 0 or distill.new_factor != 1
+    return distill.kind != "mesa" and (distill.kind != "none" or distill.weight > 0 or distill.new_factor != 1)
 
 
 def load_teacher(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh) -> Teacher:

@@ -24,7 +24,7 @@ def blocks(task: Taught, of_teacher: Mapping[str, Any], of_student: Mapping[str,
     """Of each block, on the teacher's inputs, in order:
 
     - block, attention: its number and the student's attention.
-    - error: the squared error of what the attentions give after their projection, over that one's variance.
+    - error: the squared error of what its attention gives after the projection, over the variance of the teacher's.
     - entropy: of the teacher's rows in nats, a mean; None where it is not softmax. The sharper, the harder.
     - key_shift: |mean k| / mean |k| of the teacher's keys, over tokens, of a head. Near 1, keys are nearly all the same.
     - dead_rows: share of the student's queries and keys, of a head, with no positive entry: a map made of relu gives

@@ -143,7 +143,8 @@ def stage_config(config: ml_collections.ConfigDict, stage: str, start: Path | No
                 config.linearize[key.removeprefix(_SECTION)] = setting.before
         if stage == "align":
             config.distill.update(kind="align", weight=0.0, new_factor=1.0)
-            config.optimizer.update(learning_rate=stages.align_learning_rate, weight_decay=0.0, min_learning_rate=0.0)
+            peak = stages.align_learning_rate * 512 / config.train.batch_size  # which is scaled to the batch
+            config.optimizer.update(learning_rate=peak, weight_decay=0.0, min_learning_rate=0.0)
         elif stage == "features":
             config.distill.update(kind="features", weight=0.0)
         elif stage == "swap":

@@ -50,7 +50,7 @@ def student_of(
         names[i][j] = theirs[i][j]
     attn_type = pattern_of([tuple(stage) for stage in names])
     name, own = describe_model(teacher)
-    known = model_options(name, attn_type)
+    known = model_options(name, attn_type).keys() - teacher.clone(attn_type=attn_type).idle_options()
     own = {key: value for key, value in own.items() if key in known} | options | {"attn_type": attn_type}
     return name, own, create_model(name, **own)
 

@@ -129,13 +129,13 @@ SETTINGS: dict[str, Setting] = {
     "distill.teacher": Setting(str, "", "a run's folder, a checkpoint, a shared folder or a file of weights", ""),
     "distill.teacher_model": Setting(str, "", "name of the teacher's model, where its weights do not say it", ""),
     "distill.fingerprint": Setting(str, "", "of the teacher's weights; '': whichever there are, and it is noted", ""),
-    "distill.alpha": Setting(float, "[0, 1]", "share of soft or hard answers in the loss; of mesa their weight", 0.5),
+    "distill.alpha": Setting(float, "[0, 1]", "share of soft or hard answers in the loss", 0.5),
     "distill.tau": Setting(float, "(0, inf)", "temperature of soft answers", 1.0),
     "distill.reduction": Setting(
         str, "sample | deit", "soft answers: a mean over pictures, or over classes too", "sample"
     ),
     "distill.weight": Setting(
-        float, "[0, inf)", "of the squared error of what attentions give, beside the labels", 0.0
+        float, "[0, inf)", "of the error of what attentions give, beside the labels; of mesa: of its term", 0.0
     ),
     "distill.match": Setting(str, "output | map", "of align: what attentions give, or their maps", "output"),
     "distill.learns": Setting(
@@ -158,7 +158,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "linearize.search": Setting(int, "[0, inf)", "how many blocks get the teacher's attention back, by accuracy", 0),
     "linearize.align_epochs": Setting(float, "(0, inf)", "of stage align", 1.0),
-    "linearize.align_learning_rate": Setting(float, "(0, inf)", "peak of stage align, for a batch of 512", 1e-2),
+    "linearize.align_learning_rate": Setting(float, "(0, inf)", "peak of stage align, whatever the batch", 3e-3),
     "linearize.features_epochs": Setting(float, "(0, inf)", "of stage features", 1.0),
     "eval.every_epochs": Setting(float, "(0, inf)", "how often, and at the end"),
     "eval.batch_size": Setting(int, "[1, inf)", "pictures at a time, over all devices"),
@@ -279,7 +279,7 @@ def _conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield "data.name='folder' needs --config.data.folder=PATH, a folder with train/<class>/*.jpg in it"
     distill, linearize = config.distill, config.linearize
     asks = [f"distill.kind={distill.kind!r}"] if distill.kind not in ("none", "mesa") else []
-    asks += [f"distill.weight={distill.weight:g}"] if distill.weight else []
+    asks += [f"distill.weight={distill.weight:g}"] if distill.weight and distill.kind != "mesa" else []
     asks += [f"distill.new_factor={distill.new_factor:g}"] if distill.new_factor != 1 else []
     asks += [f"linearize.attention={linearize.attention!r}"] if linearize.attention else []
     if asks and not distill.teacher:
@@ -289,12 +289,15 @@ def _conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
             f"distill.teacher={distill.teacher!r} has no effect: say what it teaches, such as "
             "--config.distill.kind=hard or --config.distill.weight=50"
         )
-    if distill.kind in ("align", "features", "mesa") and distill.weight and not linearize.attention:
+    if distill.kind in ("align", "features") and distill.weight and not linearize.attention:
         yield f"distill.weight={distill.weight:g} has no effect on distill.kind={distill.kind!r}: leave it out"
     if distill.match == "map" and distill.learns not in ("auto", "new"):
         yield f"distill.learns={distill.learns!r} has no effect on distill.match='map', which teaches what is new alone"
-    if distill.kind == "mesa" and not train.ema_decay:
-        yield "distill.kind='mesa' teaches what the moving average answers: add --config.train.ema_decay=0.9999"
+    if distill.kind == "mesa" and not (train.ema_decay and distill.weight):
+        yield (
+            f"distill.kind='mesa' teaches what the moving average answers: train.ema_decay={train.ema_decay:g} and "
+            f"distill.weight={distill.weight:g} must be above 0, such as 0.9999 and 1"
+        )
     if linearize.attention:
         yield from _of_stages(config)
     if config.init_new_head and not config.init_from:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from flatten_jax.data import augment, check, pipeline, sources
 from flatten_jax.data.source import Source
 from flatten_jax.distill.choose import notes_of, taught
+from flatten_jax.distill.tasks import SelfTaught
 from flatten_jax.distill.teacher import Teacher, load_teacher, needs_teacher
 from flatten_jax.models import create_model
 from flatten_jax.training import settings
@@ -22,6 +23,7 @@ from flatten_jax.training.sharding import check_divisible, make_mesh, put_batch
 from flatten_jax.training.step import Training
 from flatten_jax.training.tasks import Batch, Classify
 
+MESA_FROM = 0.25  # of the epochs
 WORTH_SAYING = 0.05  # the share of an epoch that may be left out without a word
 
 
@@ -240,6 +242,9 @@ def training_of(
     task, rates = Classify(model, augment.label_smoothing, augment.erase_prob, mixing, mean, std), None
     if teacher is not None:
         task, rates = taught(task, teacher, config.distill)
+    elif config.distill.kind == "mesa":
+        start = round(MESA_FROM * train.epochs * steps_per_epoch)
+        task = SelfTaught(**vars(task), weight=config.distill.weight, start=start)
     return Training(
         task=task,
         optimizer=make_optimizer(config.optimizer, schedule, model.no_weight_decay, rates),

@@ -148,6 +148,7 @@ def make_train_step(
         erase_key, mix_key, model_key = jax.random.split(key, 3)
         inputs = task.inputs(batch, erase_key, mix_key)
         compute = loss_and_grad if accumulation == 1 else accumulated
+        constants += task.from_state(old.averaged, old.step)
         (loss, grads), state = compute(old.params, old.state, inputs, model_key, *constants)
         updates, opt_state = optimizer.update(grads, old.opt_state, old.params)
         params = optax.apply_updates(old.params, updates)

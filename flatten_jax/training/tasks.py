@@ -49,6 +49,10 @@ class Classify:
         """Arrays on the devices that `loss` takes besides, and that stay as they are: a teacher's weights."""
         return ()
 
+    def from_state(self, averaged: Variables | None, step: jax.Array) -> tuple[Any, ...]:
+        """What of the state `loss` takes after that: of the moving average and the number of steps done, nothing."""
+        return ()
+
     def abstract_batch(self, size: int, mesh: Mesh, *, masked: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
         """What a batch looks like: image uint8 (B, height, width, 3), label int32 (B,), of evaluation mask bool (B,).
 
