@@ -67,9 +67,7 @@ def config_of(args: argparse.Namespace) -> Any:
         path = f"{run_config.__file__}:{args.source},linearize"
     config = config_file.read_config(path, args.overrides)
     chosen = {match[1] for match in map(re.compile(r"--?(?:no)?config\.model\.([^=]+)").match, args.overrides) if match}
-    if args.config is not None:
-        chosen |= run_config.OF_USE
-    for option in set(config.model) - chosen:
+    for option in set(config.model) - chosen - run_config.OF_USE:
         config.model[option] = None
     config.distill.update(teacher=args.source, teacher_model=args.model)
     given = {key: getattr(args, key) for key in ("attention", "keep", "copy", "stages", "search")}

@@ -38,9 +38,10 @@ def taught(plain: Classify, teacher: Teacher, distill: ml_collections.ConfigDict
                 f"{student.attn_type} has no parameters that the teacher has not; use --config.distill.learns=qkv"
             )
         return Align(**own, match=distill.match, moving=rates.of_attentions(student)), chosen
-    factors = None
-    if distill.new_factor != 1:
-        factors = rates.factors_for_new(teacher.model, student, distill.new_factor)
+    # Of features the head learns nothing, and must not decay.
+    still, factors = student.heads if distill.kind == "features" else (), None
+    if distill.new_factor != 1 or still:
+        factors = rates.factors_for_new(teacher.model, student, distill.new_factor, still)
         factors = factors if any(np.any(np.asarray(rate) != 1) for rate in jax.tree.leaves(factors)) else None
     if distill.kind == "features":
         return Features(**own, measure=distill.features), factors

@@ -20,13 +20,24 @@ LEARNS = {
 }
 
 
-def factors_for_new(teacher: Backbone, student: Backbone, factor: float) -> dict[str, Any]:
+def factors_for_new(
+    teacher: Backbone, student: Backbone, factor: float, still: Sequence[tuple[str, ...]] = ()
+) -> dict[str, Any]:
     """The factor of the learning rate of every parameter: `factor` for what the teacher has not, else 1.
 
     Of a projection some streams may be new: then it is an array along the last axis.
+
+    Args:
+        still: paths of modules that do not learn.
     """
     rows, new = _compared(teacher, student)
-    return _tree(rows, lambda row: _of_pieces(row, new[row.ours], factor, 1.0))
+
+    def of(row: Row) -> Any:
+        if any(row.path[: len(path)] == path for path in still):
+            return 0.0
+        return _of_pieces(row, new[row.ours], factor, 1.0)
+
+    return _tree(rows, of)
 
 
 def only_attentions(teacher: Backbone, student: Backbone, learns: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def blocks(task: Taught, of_teacher: Mapping[str, Any], of_student: Mapping[str,
     - block, attention: its number and the student's attention.
     - error: the squared error of what its attention gives after the projection, over the variance of the teacher's.
     - entropy: of the teacher's rows in nats, a mean; None where it is not softmax. The sharper, the harder.
-    - key_shift: |mean k| / mean |k| of the teacher's keys, over tokens, of a head. Near 1, keys are nearly all the same.
+    - key_shift: |mean k| / mean |k| of the teacher's keys, over tokens, of a head. Near 1, keys are nearly the same.
     - dead_rows: share of the student's queries and keys, of a head, with no positive entry: a map made of relu gives
       zeros for them.
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from flatten_jax.attention import attention_options
 from flatten_jax.distill.teacher import architecture
-from flatten_jax.models import create_model, model_options
+from flatten_jax.models import create_model
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.isotropic import Isotropic
 from flatten_jax.models.registry import ALIASES, MODELS
@@ -50,7 +51,9 @@ def student_of(
         names[i][j] = theirs[i][j]
     attn_type = pattern_of([tuple(stage) for stage in names])
     name, own = describe_model(teacher)
-    known = model_options(name, attn_type).keys() - teacher.clone(attn_type=attn_type).idle_options()
+    of_attentions = {option for stage in names for attention in stage for option in attention_options(attention)}
+    idle = teacher.clone(attn_type=attn_type).idle_options()
+    known = (of_attentions | type(teacher).__dataclass_fields__.keys()) - idle
     own = {key: value for key, value in own.items() if key in known} | options | {"attn_type": attn_type}
     return name, own, create_model(name, **own)
 

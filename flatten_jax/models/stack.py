@@ -94,8 +94,13 @@ def _seen(block: nn.Module, x: jax.Array, *args: Any) -> tuple[jax.Array, jax.Ar
     """A block that says what it saw, and sees what it is told, see above."""
     if block.has_variable(GIVEN, "given"):
         x = block.get_variable(GIVEN, "given")
+    asked = block.is_mutable_collection(SEEN) and not block.is_initializing()
+    if asked:
+        # Whoever compares two models wants the same bits of the same blocks, however else the compiler would fuse them.
+        x = jax.lax.optimization_barrier(x)
     out, attended = block(x, *args)
-    if block.is_mutable_collection(SEEN):
+    if asked:
+        attended = jax.lax.optimization_barrier(attended)
         block.put_variable(SEEN, "given", x)
         block.put_variable(SEEN, "attended", attended)
     return out, attended

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flatten_jax.attention import contract
 from flatten_jax.attention.contract import MAPS
@@ -153,29 +153,18 @@ def test_a_program_that_asks_is_another():
     [
         ("deit_t", dict(embed_dim=8, num_heads=2, depth=3, patch_size=4)),
         ("swin_t", dict(depths=(2, 2), num_heads=(2, 2), embed_dim=8, softmax_window_size=2)),
-        (
-            "pvt_t",
-            dict(
-                depths=(1, 2),
-                num_heads=(1, 2),
-                embed_dims=(8, 8),
-                mlp_ratios=(2, 2),
-                sr_ratios=(2, 1),
-                la_sr_ratios="11",
-            ),
-        ),
-        ("cswin_t", dict(depths=(1, 1), num_heads=(2, 2), embed_dim=8, split_size=(1, 2))),
+        ("pvt_v2_b0", dict(depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), embed_dims=(8,) * 4, mlp_ratios=(1,) * 4)),
     ],
 )
 def test_what_blocks_see_is_the_same_in_a_loop_and_recomputed_and_can_be_given_back(name, options):
     results = []
     for more in ({}, {"scan": True, "remat": True}):
-        model = create_model(name, image_size=16, num_classes=3, **options, **more)
+        model = create_model(name, attn_type="softmax", image_size=32, num_classes=3, **options, **more)
         rng = np.random.default_rng(0)
         variables = jax.tree.map(
             lambda x, rng=rng: np.float32(0.3 * rng.standard_normal(x.shape)), abstract_variables(model)
         )
-        images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+        images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
 
         @jax.jit
         def both(v, model=model, images=images):
@@ -185,11 +174,11 @@ def test_what_blocks_see_is_the_same_in_a_loop_and_recomputed_and_can_be_given_b
             return logits, model.apply(v, images), seen, other
 
         logits, plain, seen, other = both(variables)
-        EQUAL(logits, plain)
+        np.testing.assert_allclose(logits, plain, rtol=1e-4, atol=1e-5)
         results.append((seen, other))
         for path, x in flatten_dict(seen[SEEN]).items():
             if path[-1] == "given":
-                EQUAL(2 * x, flatten_dict(other)[path])
+                np.testing.assert_allclose(2 * x, flatten_dict(other)[path], rtol=1e-4, atol=1e-5)
         for path, x in flatten_dict(seen[MAPS]).items():
             if path[-1] == "map":
                 np.testing.assert_allclose(x.sum(-1), 1, rtol=1e-5)
@@ -198,8 +187,6 @@ def test_what_blocks_see_is_the_same_in_a_loop_and_recomputed_and_can_be_given_b
 
 
 def _doubled(given):
-    from flax.traverse_util import unflatten_dict
-
     return unflatten_dict({path: 2 * x for path, x in given.items()})
 
 
@@ -208,27 +195,29 @@ def _doubled(given):
 
 def test_aligned_to_itself_there_is_nothing_to_learn(teacher):
     folder, model, params = teacher
-    for match in ("output", "map"):
-        config = student(folder, {"attn_type": "softmax"}, kind="align", learns="auto")
-        config.model.remat = match == "map"
-        training = made(config)
-        task = type(training.task)(**{**vars(training.task), "match": match})
-        inputs = task.inputs(BATCH, *jax.random.split(jax.random.key(0)))
+    training = made(student(folder, {"attn_type": "softmax"}, kind="align"))
+    outputs = training.task
+    maps = type(outputs)(**{**vars(outputs), "match": "map"})
+    weighted = made(student(folder, {"attn_type": "softmax"}, weight=50.0)).task
+    plain = made(student("", {"attn_type": "softmax"})).task
+    inputs = outputs.inputs(BATCH, *jax.random.split(jax.random.key(0)))
 
-        def loss(params, task=task, inputs=inputs):
-            return task.loss({"params": params}, inputs, jax.random.key(0), *task.constants)[0]
+    def loss(params, task):
+        return task.loss({"params": params}, inputs, jax.random.key(0), *task.constants)[0]
 
-        value = float(jax.jit(loss)(params))
-        if match == "output":
-            assert value == 0
-        else:
-            entropy = jax.jit(lambda p, i=inputs: _entropy(model, p, i[0]))(params)
-            assert value == pytest.approx(float(entropy), rel=1e-5)
+    value, of_maps, beside, labels = (
+        float(jax.jit(loss, static_argnums=1)(params, t)) for t in (outputs, maps, weighted, plain)
+    )
+    assert value == 0
+    assert beside == labels
+    assert of_maps == pytest.approx(float(jax.jit(lambda p: _entropy(model, p, inputs[0]))(params)), rel=1e-5)
+    _, _, values = run_steps(training, 1, init_state(training, {"params": params}))
+    assert values == [0], "in the step too"
 
 
 def _entropy(model, params, images):
     maps = flatten_dict(model.apply({"params": params}, images, mutable=[MAPS])[1][MAPS])
-    each = [-(x * np.log(1e-30) * 0 + x * jax.numpy.log(x)).sum(-1).mean() for p, x in maps.items() if p[-1] == "map"]
+    each = [-(x * jax.numpy.log(x)).sum(-1).mean() for p, x in maps.items() if p[-1] == "map"]
     return sum(each) / len(each)
 
 
@@ -294,7 +283,7 @@ def _inputs(seen):
 
 
 def test_a_class_token_that_the_student_has_not_is_not_compared(tmp_path):
-    model, params = write_teacher(tmp_path, name="deit_t", class_token=True)
+    model, _ = write_teacher(tmp_path, name="deit_t", class_token=True)
     config = student(tmp_path, {"attn_type": "focused"}, kind="align")
     training = made(config)
     assert (model.prefix, training.task.model.prefix) == (1, 0)
@@ -340,7 +329,7 @@ def test_outputs_are_matched_beside_the_labels_with_their_weight(teacher):
 
 
 def test_new_parameters_learn_faster(teacher):
-    folder, model, _ = teacher
+    folder, *_ = teacher
     config = student(folder, {"attn_type": "hedgehog"}, weight=0.0, new_factor=20.0)
     fast, slow = made(config), made(student("", {"attn_type": "hedgehog"}))
     assert set(flatten_dict(fast.rates).values()) == {1.0, 20.0}
@@ -352,9 +341,9 @@ def test_new_parameters_learn_faster(teacher):
 
 
 def test_of_a_projection_the_streams_that_are_new_learn_faster():
-    teacher, own = model_of(student("x", {"attn_type": "softmax"})), model_of(student("x", {"attn_type": "ttt"}))
+    teacher, own = model_of(student("x", {"attn_type": "softmax"})), model_of(student("x", {"attn_type": "rala"}))
     rate = factors_for_new(teacher, own, 20.0)["blocks_0"]["attn"]
-    (name,) = [name for name in rate if name.startswith("qkv")]
+    name = "qkvo"
     assert rate[name]["bias"].tolist()[:48] == [1.0] * 48 and set(rate[name]["bias"].tolist()[48:]) == {20.0}
     only = only_attentions(teacher, own, "new")["blocks_1"]
     assert only["attn"][name]["kernel"].tolist()[:48] == [0.0] * 48 and only["mlp"]["fc1"]["kernel"] == 0

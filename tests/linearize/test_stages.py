@@ -134,7 +134,7 @@ def test_weights_that_do_not_say_their_data_need_a_config(teacher, tmp_path):
     share = tmp_path / "shared"
     main(["share", str(teacher[0]), str(share)])
     with pytest.raises(
-        SystemExit, match="is no run, whose data could be taken: add --config configs/linearize.py, with"
+        SystemExit, match=r"is no run, whose data could be taken: add --config configs/linearize\.py, with"
     ):
         convert(share, tmp_path / "w")
 
