@@ -14,7 +14,7 @@ from flatten_jax.linearize import report, search
 from flatten_jax.linearize.swap import student_of, swap
 from flatten_jax.models.images import normalize
 from flatten_jax.trained.load import Trained, load_trained
-from flatten_jax.training import agreement, loop, settings, setup
+from flatten_jax.training import agreement, loop, settings, setup, teachers
 from flatten_jax.training.checkpoint import Checkpoints, load_weights
 from flatten_jax.training.lock import only_run_in
 from flatten_jax.training.run_config import model_section
@@ -60,7 +60,7 @@ def resolve(config: ml_collections.ConfigDict) -> Conversion:
             f"({distill.fingerprint}): give that teacher, or take another --workdir"
         )
     distill.fingerprint = found
-    keep = tuple(sorted({int(number) for number in settings.split(config.linearize.keep)}))
+    keep = tuple(sorted({int(number) for number in teachers.split(config.linearize.keep)}))
     return keeping(Conversion(config, trained, given), keep)
 
 
@@ -100,16 +100,16 @@ def run(config: ml_collections.ConfigDict, workdir: str, *, wait_seconds: float 
 
 
 def _run(conversion: Conversion, folder: Path, wait_seconds: float) -> dict[str, Any]:
-    config, results = conversion.config, {}
+    config, results, known = conversion.config, {}, _read(folder / RESULTS)
     plain = setup.prepare(stage_config(config, "swap"))
     agreement.claim(folder, config, plain.train_source.class_names)
-    results["teacher"] = _of_teacher(conversion, plain, _read(folder / RESULTS))
+    results["teacher"] = _of_teacher(conversion, plain, known)
     _write(folder, results)
     start = folder / "swap"
-    results["swap"] = _swap(conversion, plain, start)
+    results["swap"] = _with_blocks(_swap(conversion, plain, start), known.get("swap"), conversion, plain, start)
     _write(folder, results)
-    done = settings.split(config.linearize.stages)
-    for stage in settings.STAGES:
+    done = teachers.split(config.linearize.stages)
+    for stage in teachers.STAGES:
         if stage == "train" and config.linearize.search:
             conversion, results["search"] = search.run(conversion, start, folder / "search")
             start = folder / "search"
@@ -122,7 +122,7 @@ def _run(conversion: Conversion, folder: Path, wait_seconds: float) -> dict[str,
         start = folder / stage
         results[stage] = _result(prepared, start)
         if stage == "align":
-            results[stage]["blocks"] = _blocks(conversion, plain, start)
+            results[stage] = _with_blocks(results[stage], known.get(stage), conversion, plain, start)
         _write(folder, results)
     say(f"\n{table(results)}\nwritten: {folder / RESULTS}; the converted model is {start}")
     return results
@@ -132,7 +132,7 @@ def stage_config(config: ml_collections.ConfigDict, stage: str, start: Path | No
     """The config of a stage by itself, an ordinary run.
 
     Args:
-        stage: "swap" (the model as it is, and no teacher), or one of `settings.STAGES`.
+        stage: "swap" (the model as it is, and no teacher), or one of `teachers.STAGES`.
         start: the run whose weights it starts from.
     """
     stages, config = config.linearize, config.copy_and_resolve_references()
@@ -191,7 +191,15 @@ def _swap(conversion: Conversion, run: setup.Run, folder: Path) -> dict[str, Any
         checkpoints.close()
     model = {"model": config.model.name, "attention": config.model.attn_type, "keep": list(conversion.keep)}
     chosen = {**model, "copy": config.linearize.copy, "seed": config.seed}
-    result = {**chosen, **_read(said), **_numbers(checkpoints.evaluation(0) or {}), "steps": 0}
+    return {**chosen, **_read(said), **_numbers(checkpoints.evaluation(0) or {}), "steps": 0}
+
+
+def _with_blocks(
+    result: dict[str, Any], known: dict[str, Any] | None, conversion: Conversion, run: setup.Run, folder: Path
+) -> dict[str, Any]:
+    """A stage's numbers with those of `_blocks`, which are not measured again."""
+    if known and "blocks" in known and known == {**result, "blocks": known["blocks"]}:
+        return known
     return {**result, "blocks": _blocks(conversion, run, folder)}
 
 

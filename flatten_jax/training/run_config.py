@@ -39,7 +39,7 @@ def find_config(path: str | Path) -> Path | None:
 def get_config(path: str) -> ml_collections.ConfigDict:
     """The config of the run in a folder, with today's options of its model besides those that it knew.
 
-    "PATH,anew" forgets where its own weights were from, and what it was taught: the config for another run.
+    "PATH,anew" forgets where its own weights were from, and its teacher: the config for another run.
     "PATH,linearize" is that for converting its model (docs/linearize.md): a tenth of the epochs, and of the model only
     how it is computed.
     """
@@ -64,6 +64,7 @@ def get_config(path: str) -> ml_collections.ConfigDict:
         raise ValueError(f"{file} is not the config of a run ({type(error).__name__}: {error})") from error
     if variant:
         config.update(init_from="", init_new_head=False)
+    if variant == "linearize" or (variant and config.distill.teacher):
         for section in ("distill", "linearize"):
             config[section].update({word: SETTINGS[f"{section}.{word}"].before for word in config[section]})
     if variant == "linearize":
