@@ -13,6 +13,7 @@ Published for DeiT-T with all weights taken, 30 epochs: linear 63.3 %, T5 71.2 %
 
 from configs import base
 from configs.recipes import Recipe
+from flatten_jax.training.run_config import blank
 
 # Rates are given for a batch of 512. What the teacher has not learns 20 times as fast.
 RECIPE = Recipe(
@@ -26,13 +27,11 @@ RECIPE = Recipe(
     min_learning_rate=2e-7,
     weight_decay=0.05,
 )
-OF_USE = ("name", "dtype", "drop_path")
 
 
 def get_config(arg: str = ""):
     name, _, variant = arg.partition(",")
     config = base.variant(base.imagenet(name or "deit_t", RECIPE), variant)
-    for option in set(config.model) - set(OF_USE):
-        config.model[option] = None  # as the teacher has it
+    blank(config.model, {"name", "dtype", "drop_path"})  # all else is as the teacher has it
     config.distill.update(weight=50.0, new_factor=20.0)
     return config

@@ -67,8 +67,7 @@ def config_of(args: argparse.Namespace) -> Any:
         path = f"{run_config.__file__}:{args.source},linearize"
     config = config_file.read_config(path, args.overrides)
     chosen = {match[1] for match in map(re.compile(r"--?(?:no)?config\.model\.([^=]+)").match, args.overrides) if match}
-    for option in set(config.model) - chosen - run_config.OF_USE:
-        config.model[option] = None
+    run_config.blank(config.model, chosen | run_config.OF_USE)
     config.distill.update(teacher=args.source, teacher_model=args.model)
     given = {key: getattr(args, key) for key in ("attention", "keep", "copy", "stages", "search")}
     config.linearize.update({key: value for key, value in given.items() if value is not None})

@@ -1,21 +1,22 @@
 """How near each attention of a student comes to its teacher's, and what makes it hard."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flatten_jax.analysis.capture import capture
-from flatten_jax.analysis.layer import Layer
-from flatten_jax.analysis.matrices import entropy
+from flatten_jax.attention import Attention, Site
 from flatten_jax.attention.contract import heads
-from flatten_jax.attention.softmax import softmax_map
+from flatten_jax.attention.core import wide
+from flatten_jax.attention.softmax import Softmax, softmax_map
 from flatten_jax.distill.tasks import Taught
 from flatten_jax.distill.teacher import attended
 from flatten_jax.models.stack import GIVEN, SEEN
-from flatten_jax.weights.layout import attention_of_blocks
+from flatten_jax.weights.layout import Path, attention_of_blocks, block_of
 
 PICTURES = 16
 
@@ -34,26 +35,20 @@ def blocks(task: Taught, of_teacher: Mapping[str, Any], of_student: Mapping[str,
         task: knows both models.
         images: (B, height, width, 3), normalised for the student.
     """
-    teacher, student = task.teacher.model, task.model
-    seen = task.teacher.sees(images, task.mean, task.std)
-    theirs = jax.jit(lambda v, x: teacher.apply(v, x, mutable=[SEEN])[1][SEEN])(of_teacher, seen)
+    theirs, before = _looked(task.teacher.model, of_teacher, task.teacher.sees(images, task.mean, task.std))
     given = {path: jax.tree.map(task.ours, leaf) for path, leaf in flatten_dict(theirs).items() if path[-1] == "given"}
-    with_inputs = {**of_student, GIVEN: unflatten_dict(given)}
-    ours = attended(jax.jit(lambda v, x: student.apply(v, x, mutable=[SEEN])[1][SEEN])(with_inputs, images))
-    expected = {path: np.asarray(task.ours(x), np.float64) for path, x in attended(theirs).items()}
-    layers = _by_block(capture(teacher, of_teacher, seen)), _by_block(capture(student, with_inputs, images))
-    rows = []
-    for number, (path, attention) in enumerate(attention_of_blocks(student).items()):
-        apart = np.asarray(ours[path], np.float64) - expected[path]
-        before, after = (of.get(number, []) for of in layers)
+    ours, after = _looked(task.model, {**of_student, GIVEN: unflatten_dict(given)}, images)
+    gave, rows = {path: np.asarray(task.ours(x), np.float64) for path, x in attended(theirs).items()}, []
+    for number, (path, attention) in enumerate(attention_of_blocks(task.model).items()):
+        apart = np.asarray(attended(ours)[path], np.float64) - gave[path]
         rows.append(
             {
                 "block": number,
                 "attention": attention,
-                "error": float((apart**2).mean() / expected[path].var()),
-                "entropy": _mean(_entropy(layer) for layer in before),
-                "key_shift": _mean(_key_shift(layer) for layer in before),
-                "dead_rows": _mean(_dead_rows(layer) for layer in after),
+                "error": float((apart**2).mean() / gave[path].var()),
+                "entropy": _mean(before[path], "entropy"),
+                "key_shift": _mean(before[path], "key_shift"),
+                "dead_rows": _mean(after[path], "dead_rows"),
             }
         )
     return rows
@@ -71,37 +66,47 @@ def words(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _by_block(layers: list[Layer]) -> dict[int, list[Layer]]:
-    found: dict[int, list[Layer]] = {}
-    for layer in layers:
-        found.setdefault(layer.block, []).append(layer)
-    return found
+def _looked(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -> tuple[Any, dict[Path, list[dict]]]:
+    """(the collection SEEN, what is measured of the attentions of each block) of one forward pass."""
+
+    def look(variables: Mapping[str, Any], images: jax.Array) -> tuple[Any, dict[Path, list[dict]]]:
+        found: dict[Path, list[dict]] = {}
+
+        def intercept(call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
+            module = context.module
+            if context.method_name == "__call__" and isinstance(module, Attention) and isinstance(args[1], Site):
+                found.setdefault(block_of(module.scope.path), []).append(_measured(module, *args[1:]))
+            return call(*args, **kwargs)
+
+        # What recomputed and looped blocks see does not leave them.
+        with nn.intercept_methods(intercept):
+            _, seen = model.clone(remat=False, scan=False).apply(variables, images, mutable=[SEEN])
+        return seen[SEEN], [found[block] for block in sorted(found)]
+
+    blocks: list[Path] = sorted(attention_of_blocks(model))
+    seen, measured = jax.jit(look)(variables, images)
+    return seen, dict(zip(blocks, jax.device_get(measured), strict=True))
 
 
-def _heads(layer: Layer, letter: str) -> np.ndarray | None:
-    """(W, N, h, d)."""
-    stream = layer.streams.get(letter)
-    return None if stream is None or stream.shape[2] % layer.num_heads else np.asarray(heads(stream, layer.num_heads))
+def _measured(attention: Attention, site: Site, *streams: jax.Array) -> dict[str, jax.Array]:
+    """Those of the figures that its queries and keys tell, each ()."""
+    streams = dict(zip(attention.streams, streams, strict=True))
+    q, k = (
+        None if x is None or x.shape[2] % attention.num_heads else wide(heads(x, attention.num_heads))
+        for x in (streams.get("q"), streams.get("k"))
+    )
+    measured = {}
+    if k is not None:
+        lengths = jnp.linalg.norm(k, axis=-1).mean(axis=1)
+        measured["key_shift"] = (jnp.linalg.norm(k.mean(axis=1), axis=-1) / jnp.maximum(lengths, 1e-12)).mean()
+    if known := [x for x in (q, k) if x is not None]:
+        measured["dead_rows"] = sum((x <= 0).all(axis=-1).mean() for x in known) / len(known)
+    if isinstance(attention, Softmax):
+        weights = softmax_map(q, k, site.bias)
+        measured["entropy"] = -(weights * jnp.log(jnp.where(weights > 0, weights, 1))).sum(axis=-1).mean()
+    return measured
 
 
-def _entropy(layer: Layer) -> float | None:
-    if layer.kind != "softmax":
-        return None
-    return float(entropy(softmax_map(_heads(layer, "q"), _heads(layer, "k"), layer.call.site.bias)).mean())
-
-
-def _key_shift(layer: Layer) -> float | None:
-    keys = _heads(layer, "k")
-    if keys is None:
-        return None
-    lengths = np.linalg.norm(keys, axis=-1).mean(axis=1)
-    return float((np.linalg.norm(keys.mean(axis=1), axis=-1) / np.maximum(lengths, 1e-12)).mean())
-
-
-def _dead_rows(layer: Layer) -> float | None:
-    return _mean(None if x is None else float((x <= 0).all(axis=-1).mean()) for x in (_heads(layer, c) for c in "qk"))
-
-
-def _mean(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
+def _mean(measured: list[dict], name: str) -> float | None:
+    known = [float(of[name]) for of in measured if name in of]
     return float(np.mean(known)) if known else None

@@ -20,6 +20,7 @@ from flatten_jax.training.lock import only_run_in
 from flatten_jax.training.run_config import model_section
 from flatten_jax.training.sharding import to_host
 from flatten_jax.training.step import init_state
+from flatten_jax.training.tasks import Classify
 
 RESULTS = "linearize.json"
 _SECTION = "linearize."
@@ -61,7 +62,11 @@ def resolve(config: ml_collections.ConfigDict) -> Conversion:
         )
     distill.fingerprint = found
     keep = tuple(sorted({int(number) for number in teachers.split(config.linearize.keep)}))
-    return keeping(Conversion(config, trained, given), keep)
+    conversion = keeping(Conversion(config, trained, given), keep)
+    if "align" in teachers.split(config.linearize.stages):  # all that it could object to, before anything is opened
+        task = Classify(setup.model_of(conversion.config))
+        taught(task, _teacher(conversion), stage_config(conversion.config, "align").distill)
+    return conversion
 
 
 def keeping(conversion: Conversion, keep: tuple[int, ...]) -> Conversion:
@@ -207,10 +212,9 @@ def _blocks(conversion: Conversion, run: setup.Run, folder: Path) -> list[dict[s
     """`report.blocks` of the weights in a run's folder, on some pictures of the evaluation set; it is said, too."""
     if jax.process_count() > 1:
         return []  # pictures lie on other machines
-    trained, config = conversion.trained, conversion.config
-    teacher = Teacher(trained.model, trained.variables, tuple(trained.mean), tuple(trained.std))
-    asked = ml_collections.ConfigDict({**config.distill.to_dict(), "kind": "none", "weight": 1.0, "new_factor": 1.0})
-    task, _ = taught(run.task, teacher, asked)
+    trained, distill = conversion.trained, conversion.config.distill.to_dict()
+    asked = ml_collections.ConfigDict({**distill, "kind": "none", "weight": 1.0, "new_factor": 1.0})
+    task, _ = taught(run.task, _teacher(conversion), asked)
     batches = run.eval_batches()
     pictures = to_host(next(batches)["image"])[: report.PICTURES]
     batches.close()
@@ -218,6 +222,11 @@ def _blocks(conversion: Conversion, run: setup.Run, folder: Path) -> list[dict[s
     rows = report.blocks(task, trained.variables, load_weights(folder, run.model)[0], images)
     say(report.words(rows))
     return rows
+
+
+def _teacher(conversion: Conversion) -> Teacher:
+    trained = conversion.trained
+    return Teacher(trained.model, trained.variables, tuple(trained.mean), tuple(trained.std))
 
 
 def _result(run: setup.Run, folder: Path) -> dict[str, Any]:

@@ -29,6 +29,15 @@ def model_section(name: str) -> ml_collections.ConfigDict:
     return config
 
 
+def blank(section: ml_collections.ConfigDict, kept: set[str]) -> None:
+    """Say nothing of the options of a model but those that are kept; each can still be overridden by name."""
+    with section.unlocked():
+        for option in set(section) - kept:
+            kind = section.get_type(option)
+            del section[option]
+            section[option] = config_dict.placeholder(object if kind is type(None) else kind)
+
+
 def find_config(path: str | Path) -> Path | None:
     """The config.json of a run, given its folder, its checkpoints or one of them, or the file itself; or None."""
     path = Path(path).expanduser()
@@ -70,9 +79,12 @@ def get_config(path: str) -> ml_collections.ConfigDict:
     if variant == "linearize":
         for key in ("epochs", "warmup_epochs", "cooldown_epochs"):
             config.train[key] = config.train[key] / 10
+        for section in ("eval", "checkpoint"):
+            config[section].every_epochs = min(
+                config[section].every_epochs, max(1.0, config[section].every_epochs / 10)
+            )
         config.distill.weight = 50.0
-        for option in set(config.model) - OF_USE:
-            config.model[option] = None
+        blank(config.model, OF_USE)
     return config
 
 

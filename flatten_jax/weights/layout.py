@@ -135,7 +135,7 @@ def layout(model: nn.Module, example: Any = None, **call: Any) -> list[Row]:
         return lambda: here.own.update(_paths(module.variables) - before)
 
     variables = visit_calls(model, visit, example, **call)
-    blocks = {_block(path) for path in seen}
+    blocks = {block_of(path) for path in seen}
     rows = [
         _row(collection, path, tuple(leaf.shape), seen)._replace(
             block=next((path[:n] for n in range(len(path)) if path[:n] in blocks), ())
@@ -153,7 +153,7 @@ def attention_of_blocks(model: nn.Module) -> dict[Path, str]:
     def visit(module: nn.Module, arguments: Mapping[str, Any]) -> None:
         if isinstance(module, Attention) and "site" in arguments:
             name = next((name for name, cls in ATTENTIONS.items() if cls is type(module)), type(module).__name__)
-            found.setdefault(_block(module.scope.path), name)
+            found.setdefault(block_of(module.scope.path), name)
 
     visit_calls(model, visit)
     return found
@@ -172,7 +172,7 @@ def _paths(variables: Mapping[str, Any]) -> set[tuple[str, ...]]:
     return {(name, *path) for name, tree in variables.items() for path in flatten_dict(tree)}
 
 
-def _block(attention: Path) -> Path:
+def block_of(attention: Path) -> Path:
     """Where the block of an attention is: the innermost numbered module, but for the branches of CSwin's blocks."""
     numbered = [n for n, module in enumerate(attention) if re.fullmatch(r".*(?<!^attns)_\d+", module)]
     return attention[: numbered[-1] + 1] if numbered else ()

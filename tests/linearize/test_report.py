@@ -37,7 +37,7 @@ def test_of_softmax_itself_nothing_is_apart_and_flat_rows_have_the_largest_entro
     assert [row["block"] for row in rows] == [0, 1]
     for row in rows:
         assert row["error"] == 0 and row["dead_rows"] >= 0.5  # all of the queries
-        assert row["entropy"] == pytest.approx(np.log(17), rel=1e-6)
+        assert row["entropy"] == pytest.approx(np.log(17), rel=1e-4)
 
 
 def test_keys_that_are_all_the_same_are_shifted_by_all_of_their_length():
@@ -49,7 +49,7 @@ def test_keys_that_are_all_the_same_are_shifted_by_all_of_their_length():
     shifted, *_ = measured("deit_t", DEIT, "linear", same_keys)
     plain, *_ = measured("deit_t", DEIT, "linear")
     for a, b in zip(shifted, plain, strict=True):
-        assert a["key_shift"] == pytest.approx(1, rel=1e-6) and 0 < b["key_shift"] < 1
+        assert a["key_shift"] == pytest.approx(1, rel=1e-5) and 0 < b["key_shift"] < 1
         assert b["error"] > 0 and 0 < b["entropy"] < np.log(17)
 
 
