@@ -87,6 +87,18 @@ def next_steps(run) -> str:
     return "What to try next:" + "".join(f"\n  {line}" for line in lines)
 
 
+def convert(config) -> None:
+    """The stages of `flatten-jax linearize`, of a config that names an attention to convert to."""
+    from flatten_jax.linearize import stages
+
+    if MODE.value != "train" or PROFILE.value:
+        raise ValueError(
+            f"linearize.attention={config.linearize.attention!r} converts a model in stages, each a run in a folder of "
+            f"{WORKDIR.value or '--workdir'}: --mode={MODE.value} and --profile are for one of those"
+        )
+    stages.run(config, WORKDIR.value, wait_seconds=WAIT_SECONDS.value)
+
+
 def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         # Orbax and TFDS report every file at INFO, and Orbax warns of checkpoints without an evaluation.
@@ -102,11 +114,15 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: {extras.said(error)}")
     runtime.keep_freed_memory()
     config, given = CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])
-    if "data.name" in given and config.data.name == "folder" and "model.num_classes" not in given:
+    converts = bool(config.get("linearize", {}).get("attention"))
+    if "data.name" in given and config.data.name == "folder" and "model.num_classes" not in given and not converts:
         config.model.num_classes = 0  # other data than the config speaks of: take it from them
     try:
         agreement.join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, WAIT_SECONDS.value)
         runtime.cache_compilations()
+        if converts:
+            convert(config)
+            return
         run = setup.prepare(config)
         if MODE.value == "eval":
             loop.evaluate_checkpoint(run, CHECKPOINT.value or WORKDIR.value)

@@ -82,6 +82,35 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
         }
     )
     config.checkpoint = ml_collections.ConfigDict({"every_epochs": 1.0, "keep": 3})
+    # A teacher beside the labels, and the conversion of one to another attention: docs/linearize.md.
+    config.distill = ml_collections.ConfigDict(
+        {
+            "kind": "mesa" if recipe.mesa else "none",
+            "teacher": "",
+            "teacher_model": "",
+            "fingerprint": "",
+            "alpha": 0.5,
+            "tau": 1.0,
+            "reduction": "sample",
+            "weight": recipe.mesa,
+            "match": "output",
+            "learns": "auto",
+            "features": "mse",
+            "new_factor": 1.0,
+        }
+    )
+    config.linearize = ml_collections.ConfigDict(
+        {
+            "attention": "",
+            "keep": "",
+            "copy": "all",
+            "stages": "align,train",
+            "search": 0,
+            "align_epochs": 1.0,
+            "align_learning_rate": 3e-3,
+            "features_epochs": 1.0,
+        }
+    )
     config.mesh = ml_collections.ConfigDict(
         {"fsdp": 1}
     )  # devices that share one copy of the state; divides their number

@@ -83,8 +83,13 @@ OF_HOSTS = {
     "agent_cswin_b": (512, 0.5, 0.99992, 0.1),
     "agent_cswin_b_384": (256, 0.7, 0.9998, 1e-8, OF_FLATTEN["cswin_b_384"][4]),
 }
+OF_DEIT = {
+    f"deit_{size}_distilled": (1024, 0.1, 0.0, 0.05, {"epochs": (300, 5, 10), "rates": (5e-4, 5e-7, 5e-6), "clip": 0.0})
+    for size in "tsb"
+}
 PUBLISHED_RECIPES = {
     **OF_FLATTEN,
+    **OF_DEIT,
     **{f"flatten_{backbone}": recipe for backbone, recipe in OF_FLATTEN.items()},
     **OF_HOSTS,
 }

@@ -61,6 +61,20 @@ _OF_FLATTEN = {
     "cswin_b": _cswin(512, 0.5, ema_decay=0.99982, weight_decay=0.1),
     "cswin_b_384": _cswin(256, 0.7, ema_decay=0.99982, **_FINE_CSWIN),
 }
+_distilled = partial(
+    Recipe,
+    1024,
+    0.1,
+    source="facebookresearch/deit, the defaults of main.py",
+    warmup_epochs=5,
+    cooldown_epochs=10,
+    warmup_learning_rate=1e-6 / 2,
+    min_learning_rate=1e-5 / 2,
+    resize="short",
+    repeats=3,
+    missing="a teacher, regnety_160, which is not in this library; another: --config.distill.kind=hard "
+    "--config.distill.teacher=PATH",
+)
 # InLine, Agent Attention and PolaFormer are trained by FLatten's recipes, but for batches and averages of the weights.
 # InLine trains in float16. DeiT is trained from scratch at 288 and 448 px too, PVT at 256 px and Swin at 288 px.
 _OF_INLINE = {
@@ -115,6 +129,7 @@ def _of(paper: str, recipes: dict[str, Recipe], source: str) -> dict[str, Recipe
 HOSTS: dict[str, Recipe] = {
     **{f"flatten_{name}": recipe for name, recipe in _OF_FLATTEN.items()},
     **_OF_FLATTEN,
+    **{f"deit_{size}_distilled": _distilled() for size in "tsb"},
     **_of("inline", _OF_INLINE, "LeapLabTHU/InLine@e463a6f, cfgs/"),
     **_of("agent", _OF_AGENT, "LeapLabTHU/Agent-Attention@207ce3e, agent_transformer/cfgs/"),
     **_of("pola", _OF_POLA, "ZacharyMeng/PolaFormer@44cdd39, cfgs/"),

@@ -32,7 +32,7 @@ def _mila(batch_size: int, drop_path: float, mesa: float) -> Recipe:
         clip_norm=5.0,
         ema_decay=0.9996 ** (batch_size / 4096),
         resize="short",
-        missing=f"MESA: from epoch 75 on {mesa} times the cross-entropy with what the averaged model says is added",
+        mesa=mesa,
     )
 
 
@@ -132,7 +132,8 @@ _care = partial(
     warmup_learning_rate=1e-6 / 3,
     min_learning_rate=1e-5 / 3,
     resize="short",
-    missing="distillation: half of the loss is dist_head's, with the labels of a RegNetY-16GF",
+    missing="a teacher for dist_head, a RegNetY-16GF, which is not in this library; another: "
+    "--config.distill.kind=hard --config.distill.teacher=PATH",
 )
 # SOFT, Flowformer, CARE, EfficientViT.
 _OF_SOFT = {

@@ -26,6 +26,7 @@ class Recipe(NamedTuple):
         repeats: of a picture in an epoch (repeated augmentation).
         augment: other values of config.augment than those of `configs/base.py`.
         mean, std: of the channels.
+        mesa: weight of what the averaged model answers, from a quarter of the epochs on; 0: it is not asked.
         missing: what the original training has besides, and this one has not.
     """
 
@@ -47,4 +48,5 @@ class Recipe(NamedTuple):
     augment: Mapping[str, Any] = {}
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    mesa: float = 0.0
     missing: str = ""

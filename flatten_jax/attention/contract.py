@@ -6,7 +6,7 @@ the benchmark and the contract test (tests/attention/test_contract.py) read the 
 step: docs/attentions.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from flatten_jax.ops.initializers import TORCH_CONV, ConvInit
 
 Grid = tuple[int, int]
+# Where a caller asks for it, mutable=[MAPS], attentions that form a map leave it here, see `Attention.show_map`.
+MAPS = "maps"
 
 
 @flax.struct.dataclass
@@ -109,6 +111,8 @@ class Attention(nn.Module):
     - `takes_windows`: whether it works inside windows and stripes.
     - `takes_before`: whether it uses `site.before`.
     - `takes_mask`: whether tokens that `site.mask` leaves out do not count, as if they were not there.
+    - `forms_map`: whether a row of weights for each query, not negative and of sum 1, says all that it does with the
+      values: out = map v. It calls `show_map` with them.
     - `linear_cost`: whether its cost grows linearly with the number of tokens.
     - `independent`: whether an example's result is its own in evaluation, and not its batch-mates' too.
     - `sized`: parameter -> how it belongs to the number of tokens.
@@ -133,6 +137,7 @@ class Attention(nn.Module):
     takes_windows: ClassVar[bool] = True
     takes_before: ClassVar[bool] = False
     takes_mask: ClassVar[bool] = False
+    forms_map: ClassVar[bool] = False
     linear_cost: ClassVar[bool] = True
     independent: ClassVar[bool] = True
     sized: ClassVar[Mapping[str, Sized]] = {}
@@ -182,6 +187,17 @@ class Attention(nn.Module):
         ):
             if asked and not getattr(self, takes):
                 raise ValueError(f"{name} {sentence}; those that do: {_that(takes)}")
+
+    def show_map(self, weights: Callable[[], jax.Array], v: jax.Array) -> None:
+        """Leave the map in the collection MAPS where a caller asks for it, and compute nothing otherwise.
+
+        Args:
+            weights: gives (B, h, N, M).
+            v: values (B, M, h, d).
+        """
+        if self.is_mutable_collection(MAPS) and not self.is_initializing():
+            self.put_variable(MAPS, "map", weights())
+            self.put_variable(MAPS, "values", v)
 
 
 def _that(takes: str) -> str:

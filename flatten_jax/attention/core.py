@@ -57,6 +57,21 @@ def linear_attention(
     return (out * (z / k.shape[2])).astype(dtype).swapaxes(1, 2)
 
 
+def row_normalised(q: jax.Array, k: jax.Array, epsilon: float = EPSILON) -> jax.Array:
+    """The rows of `linear_attention`, q k^T / (its sum over keys + epsilon), in float32 at least.
+
+    Args:
+        q: (B, N, h, d) non-negative features.
+        k: (B, M, h, d) likewise.
+        epsilon: beside the sum.
+
+    Returns:
+        (B, h, N, M).
+    """
+    products = jnp.einsum("bnhd,bmhd->bhnm", wide(q), wide(k))
+    return products / (products.sum(axis=-1, keepdims=True) + epsilon)
+
+
 def centred_attention(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
     """mean v + scale q (k - mean k)^T (v - mean v) / M: the core of InLine and of Taylor attention, never singular.
 

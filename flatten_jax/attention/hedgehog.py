@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Attention, Origin, Site, heads
-from flatten_jax.attention.core import linear_attention, wide
+from flatten_jax.attention.core import linear_attention, row_normalised, wide
 
 EPSILON = 1e-12  # the least value of a feature, and in the normaliser
 
@@ -65,6 +65,7 @@ class Hedgehog(Attention):
         licence="Apache-2.0",
         formula="phi(q) (phi(k)^T v) / (phi(q) . sum phi(k)), phi(x) = [softmax(x W), softmax(-x W)], W learned",
     )
+    forms_map: ClassVar[bool] = True
     original: ClassVar[Mapping[str, str]] = {"q_map": "q.mlp.layer", "k_map": "k.mlp.layer"}
 
     feature_dim: int = 0
@@ -88,7 +89,9 @@ class Hedgehog(Attention):
             )
             for a, weights in zip((q, k), maps, strict=True)
         )
-        out = linear_attention(q, k, heads(v, self.num_heads), self.dtype, epsilon=EPSILON / k.shape[1])
+        of_heads = heads(v, self.num_heads)
+        self.show_map(lambda: row_normalised(q, k, EPSILON), of_heads)
+        out = linear_attention(q, k, of_heads, self.dtype, epsilon=EPSILON / k.shape[1])
         return out.reshape(x.shape[0], -1, v.shape[2])
 
     def initial(self, key: jax.Array, shape: tuple[int, int, int], dtype: jnp.dtype = jnp.float32) -> jax.Array:

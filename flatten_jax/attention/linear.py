@@ -5,7 +5,7 @@ from typing import ClassVar
 import jax
 
 from flatten_jax.attention.contract import Attention, Origin, Site, heads
-from flatten_jax.attention.core import EPSILON, elu1, kept, linear_attention
+from flatten_jax.attention.core import EPSILON, elu1, kept, linear_attention, row_normalised
 
 FEATURE_MAPS = {"elu1": elu1, "relu": jax.nn.relu}
 
@@ -28,6 +28,7 @@ class Linear(Attention):
     )
 
     takes_mask: ClassVar[bool] = True
+    forms_map: ClassVar[bool] = True
 
     feature_map: str = "elu1"
 
@@ -37,4 +38,5 @@ class Linear(Attention):
         phi = FEATURE_MAPS[self.feature_map]
         q, k, v_ = (heads(a, self.num_heads) for a in (phi(q), phi(k), v))
         k = kept(k, site)
+        self.show_map(lambda: row_normalised(q, k), v_)
         return linear_attention(q, k, v_, self.dtype, epsilon=EPSILON / k.shape[1]).reshape(q.shape[0], -1, v.shape[2])

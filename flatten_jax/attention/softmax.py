@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flatten_jax.attention.contract import Attention, Origin, Site, heads
+from flatten_jax.attention.core import wide
 
 ABSENT = -1e30  # score of a token that is not there
 
@@ -36,6 +37,14 @@ def softmax_attention(
     return jax.vmap(partial(jax.nn.dot_product_attention, bias=bias, scale=scale))(*parts).reshape(q.shape)
 
 
+def softmax_map(q: jax.Array, k: jax.Array, bias: jax.Array | None = None, scale: float | None = None) -> jax.Array:
+    """The rows of `softmax_attention`, with the same arguments: (B, h, N, M), in float32 at least."""
+    scores = jnp.einsum("bnhd,bmhd->bhnm", wide(q), wide(k)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        scores = (scores.reshape(-1, len(bias), *scores.shape[1:]) + bias).reshape(scores.shape)
+    return jax.nn.softmax(scores, axis=-1)
+
+
 class Softmax(Attention):
     """softmax(q k^T / sqrt(d) + bias) v per head; no parameters."""
 
@@ -48,10 +57,13 @@ class Softmax(Attention):
     )
     takes_bias: ClassVar[bool] = True
     takes_mask: ClassVar[bool] = True
+    forms_map: ClassVar[bool] = True
     linear_cost: ClassVar[bool] = False
 
     def __call__(self, x: jax.Array, site: Site, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         bias = site.bias
         if site.mask is not None:
             bias = jnp.where(site.mask[:, None, None], 0 if bias is None else bias, ABSENT)
-        return softmax_attention(*(heads(a, self.num_heads) for a in (q, k, v)), bias).reshape(q.shape)
+        of_heads = [heads(a, self.num_heads) for a in (q, k, v)]
+        self.show_map(lambda: softmax_map(*of_heads[:2], bias), of_heads[2])
+        return softmax_attention(*of_heads, bias).reshape(q.shape)

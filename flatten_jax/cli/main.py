@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from flatten_jax import extras
-from flatten_jax.cli import attentions, config, data, look, lra, measure, weights
+from flatten_jax.cli import attentions, config, data, linearize, look, lra, measure, weights
 
 COMMANDS = (
     look.add_models,
@@ -13,6 +13,7 @@ COMMANDS = (
     weights.add_export,
     look.add_predict,
     weights.add_share,
+    linearize.add_linearize,
     config.add_config,
     data.add_check_data,
     measure.add_plan,

@@ -109,8 +109,8 @@ class Backbone(nn.Module):
         """Level i, of features_only, after its norm."""
         return LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name=f"norm{i}")(x)
 
-    def classify(self, x: jax.Array, train: bool) -> jax.Array:
-        """Logits (B, num_classes) of the pooled features."""
+    def classify(self, x: jax.Array, train: bool) -> jax.Array | tuple[jax.Array, ...]:
+        """Logits (B, num_classes) of the pooled features; of several heads those of each, whose mean is given."""
         return Dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
     def original(self, name: str) -> str:
@@ -194,6 +194,16 @@ class Backbone(nn.Module):
         carry = any(attention_class(attention).takes_before for attention in names)
         return run_blocks(blocks, kinds, rates, x, site, scan=self.scan if scan is None else scan, carry=carry)
 
+    @property
+    def answer_head(self) -> bool:
+        """Whether the last of its heads is for a teacher's answers (`distill.tasks`)."""
+        return False
+
+    @property
+    def prefix(self) -> int:
+        """How many tokens stand before those of the picture, where there are such: a class token, and DeiT's second."""
+        return int(getattr(self, "class_token", False)) + int(getattr(self, "distilled", False))
+
     def options_of(self, i: int, j: int) -> dict[str, Any]:
         """The options of the attention of block j of stage i."""
         return of_stage(self.attn_options, i)
@@ -219,8 +229,14 @@ class Backbone(nn.Module):
             raise ValueError("features_only=True has no final norm: call the model itself, or make it without")
         return self._forward(images, train, "features")
 
+    def logits_of_heads(self, images: jax.Array, train: bool = False) -> tuple[jax.Array, ...]:
+        """images: (B, height, width, 3), normalised -> logits (B, num_classes) of each head; the labels' head first."""
+        if self.features_only or not self.num_classes:
+            raise ValueError(f"features_only={self.features_only}, num_classes={self.num_classes}: there is no head")
+        return self._forward(images, train, "heads")
+
     @nn.compact
-    def _forward(self, images: jax.Array, train: bool, output: str) -> jax.Array | list[jax.Array]:
+    def _forward(self, images: jax.Array, train: bool, output: str) -> Any:
         self.check_input(images)
         indices = self._indices()
         levels = self.levels(images, train, max(indices) + 1 if output == "maps" else len(self.level_info()))
@@ -233,7 +249,9 @@ class Backbone(nn.Module):
         x = self.pool(x)
         if self.num_classes:
             x = self.classify(x, train)
-        return x.astype(jnp.float32)
+        if output == "heads":
+            return tuple(head.astype(jnp.float32) for head in (x if isinstance(x, tuple) else (x,)))
+        return (sum(x[1:], x[0]) / len(x) if isinstance(x, tuple) else x).astype(jnp.float32)
 
     def _indices(self) -> tuple[int, ...]:
         count = len(self.level_info())

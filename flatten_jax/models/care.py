@@ -26,8 +26,8 @@ class CARE(Staged):
     """CARE-Transformer (Zhou et al., CVPR 2025, arXiv 2411.16170).
 
     Any image_size from 32 up; what is left over at the lower and right edge is not looked at. Logits are the mean of
-    two heads, `head` and `dist_head`, in training too. The original's training takes both, the second for a teacher's
-    labels.
+    two heads, `head` and `dist_head`, in training too, unless there is a teacher (`distill.tasks`), for whose answers
+    the second is.
 
     Attributes: those of `Backbone`, and
         attn_type: a token mixer for each stage: `care`, or an attention in the place of all of it.
@@ -45,6 +45,10 @@ class CARE(Staged):
     depths: tuple[int, ...] = (2, 4, 8, 4)
     ratios: tuple[tuple[float, float], ...] = ((2, 2), (2, 4), (4, 4), (4, 4))
     num_heads: tuple[int, ...] = (1, 2, 4, 8)
+
+    @property
+    def answer_head(self) -> bool:
+        return True
 
     def level_info(self) -> list[dict[str, Any]]:
         *info, last = super().level_info()
@@ -77,12 +81,12 @@ class CARE(Staged):
         """None: both heads have one of their own."""
         return x
 
-    def classify(self, x: jax.Array, train: bool) -> jax.Array:
+    def classify(self, x: jax.Array, train: bool) -> tuple[jax.Array, ...]:
         def head(x: jax.Array) -> jax.Array:
             x = LayerNorm(epsilon=self.epsilon, dtype=self.dtype, name="norm")(gelu(x))
             return Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
 
-        return (Scope(head, name="head")(x) + Scope(head, name="dist_head")(x)) / 2
+        return Scope(head, name="head")(x), Scope(head, name="dist_head")(x)
 
 
 class _Block(nn.Module):

@@ -3,14 +3,20 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flatten_jax.attention.contract import Site
+from flatten_jax.attention.contract import MAPS, Site
 from flatten_jax.ops.dense import PRODUCT
+
+# Where a caller asks for it, mutable=[SEEN], every block leaves under its path {"given": its input, "attended": what
+# its attention gave}. A block that has such an input among its variables, in GIVEN, takes that one instead of its own.
+# Of neither there is a trace in the program of a caller who asks for nothing.
+SEEN, GIVEN = "intermediates", "given"
 
 # What a block keeps for its backward pass besides its input, if the rest is computed again.
 REMAT_POLICIES = {
@@ -101,8 +107,26 @@ def run_blocks(
 
 
 def _step(block: Callable, x: jax.Array, site: Site, rate: float | jax.Array, carry: bool) -> tuple[jax.Array, Site]:
+    if isinstance(block, nn.Module):
+        block = partial(_seen, block)
     x, attended = block(x, site, rate)
     return x, site.replace(before=attended) if carry else site
+
+
+def _seen(block: nn.Module, x: jax.Array, *args: Any) -> tuple[jax.Array, jax.Array]:
+    """A block that says what it saw, and sees what it is told, see above."""
+    if block.has_variable(GIVEN, "given"):
+        x = block.get_variable(GIVEN, "given")
+    asked = block.is_mutable_collection(SEEN) and not block.is_initializing()
+    if asked:
+        # Whoever compares two models wants the same bits of the same blocks, however else the compiler would fuse them.
+        x = jax.lax.optimization_barrier(x)
+    out, attended = block(x, *args)
+    if asked:
+        attended = jax.lax.optimization_barrier(attended)
+        block.put_variable(SEEN, "given", x)
+        block.put_variable(SEEN, "attended", attended)
+    return out, attended
 
 
 def _loop(
@@ -110,7 +134,9 @@ def _loop(
 ) -> tuple[jax.Array, Site]:
     """Blocks of a repeated unit, those that are alike together; new running statistics are put back into each."""
     unit = [blocks[0].clone(parent=None, name=None) for blocks in alike]
-    mutable = [name for name in alike[0][0].variables if alike[0][0].is_mutable_collection(name) and name != "params"]
+    first = alike[0][0]
+    mutable = [name for name in first.variables if first.is_mutable_collection(name) and name != "params"]
+    mutable += [name for name in (SEEN, MAPS) if first.is_mutable_collection(name)]
     # Leaves (repeats, ...), one tree for each block of the unit.
     stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *(b.variables for b in blocks)) for blocks in alike]
     if carry and site.before is None:
@@ -124,8 +150,8 @@ def _loop(
             def apply(*args: jax.Array, j: int = j, block: nn.Module = block, rngs: dict | None = rngs) -> tuple:
                 args = args[:2] if rngs is None else args  # rematerialisation would make a variable of a rate of 0
                 if not mutable:
-                    return block.apply(variables[j], *args, rngs=rngs)
-                given, new = block.apply(variables[j], *args, rngs=rngs, mutable=mutable)
+                    return block.apply(variables[j], *args, rngs=rngs, method=_seen)
+                given, new = block.apply(variables[j], *args, rngs=rngs, mutable=mutable, method=_seen)
                 changed.append(new)
                 return given
 

@@ -19,7 +19,8 @@ from flatten_jax.training.settings import SETTINGS, flat
 CLASSES_FILE = "classes.json"  # in a run's folder: the name of every class, by label
 MESSAGE_BYTES = 2**15  # room for a config in the one exchange before all others, whose size has to be agreed
 # What may differ between hosts, and what between a run and its resumption: none of it changes what is computed.
-_OF_A_HOST = ("data.workers", "data.data_dir", "data.folder", "data.cache_dir")
+# A teacher is known by the fingerprint of its weights, wherever they lie.
+_OF_A_HOST = ("data.workers", "data.data_dir", "data.folder", "data.cache_dir", "distill.teacher")
 _OF_A_SESSION = (
     *_OF_A_HOST,
     "log_every_steps",
@@ -174,9 +175,13 @@ def _read(path: Any) -> Any:
 
 
 def _has_steps(folder: Any) -> bool:
-    """Whether a run got as far as anything that could be lost: a checkpoint, or a line of its metrics."""
+    """Whether a run got as far as anything that could be lost: a checkpoint, or a line of its metrics.
+
+    Of a conversion (`linearize`) the first stage is the swap, a run in a folder of its own.
+    """
     metrics = folder / "metrics.jsonl"
-    return (metrics.exists() and bool(metrics.read_bytes())) or any((folder / "checkpoints").glob("[0-9]*"))
+    saved = (folder / place / "checkpoints" for place in ("", "swap"))
+    return (metrics.exists() and bool(metrics.read_bytes())) or any(any(of.glob("[0-9]*")) for of in saved)
 
 
 def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from flatten_jax.training.run_config import find_config
 from flatten_jax.training.setup import Run, takes_tokens
 from flatten_jax.training.sharding import by_size, bytes_per_device, describe_mesh, to_host
 from flatten_jax.training.step import TrainState, abstract_state, init_state, make_train_step
-from flatten_jax.training.tasks import Variables
+from flatten_jax.training.tasks import Classify, Variables
 
 __all__ = ["Preempted", "TrainingDiverged", "check", "evaluate_checkpoint", "train"]
 
@@ -94,7 +94,7 @@ def _train(run: Run, folder: Any, wait_seconds: float, profiled: profile.Steps |
             steps = profile.traced(range(start + 1, total + 1), profiled, folder / "profile", meter.collect)
             for step in stack.enter_context(contextlib.closing(steps)):
                 batch, replaced_images = next(batches)
-                state, metrics = train_step(state, batch)
+                state, metrics = train_step(state, batch, *run.task.constants)
                 meter.add(step, metrics, replaced_images)  # looks at the step before, while this one computes
                 result = None
 
@@ -147,11 +147,23 @@ def _saved_in_time(
     return False
 
 
+def evaluate_weights(run: Run, variables: Variables, task: Classify | None = None) -> dict[str, float]:
+    """{"eval/acc1": ...} of variables of the run's model on its evaluation set.
+
+    Args:
+        task: with another model for pictures of the same size; default: the run's.
+    """
+    task = task or run.task
+    variables = jax.device_put(variables, by_size(run.mesh, variables))
+    with contextlib.closing(run.eval_batches()) as batches:
+        values = evaluate(task, make_eval_step(task, run.mesh), variables, batches, len(run.eval_source))
+    return {f"eval/{name}": value for name, value in values.items()}
+
+
 def evaluate_checkpoint(run: Run, path: str) -> dict[str, float]:
     """Evaluate weights, given as `load_weights` takes them, and print the result; of a run, its moving average."""
     variables, said = load_weights(path, run.model)
-    variables = jax.device_put(variables, by_size(run.mesh, variables))
-    result = _evaluate(run, make_eval_step(run.task, run.mesh), variables, None)
+    result = evaluate_weights(run, variables)
     _say(f"{said}\n{path}: {run.task.words(result)}")
     return result
 
@@ -173,7 +185,7 @@ def check(run: Run) -> None:
                 began = time.monotonic()
                 batch, _ = next(batches)
                 reading.append(time.monotonic() - began)
-                state, metrics = train_step(state, batch)
+                state, metrics = train_step(state, batch, *run.task.constants)
                 losses = to_host(metrics)
                 computing.append(time.monotonic() - began - reading[-1])
                 if not all(map(math.isfinite, map(float, losses.values()))):
@@ -229,7 +241,7 @@ def _compile(run: Run, state: TrainState) -> tuple[Callable, Callable]:
     """Both steps for the shapes of this run, ahead of the first batch, and what the training step takes."""
     began = time.monotonic()
     train_batch, eval_batch = run.abstract_batches()
-    train_step = make_train_step(run.training).lower(state, train_batch).compile()
+    train_step = make_train_step(run.training).lower(state, train_batch, *run.task.constants).compile()
     sums = run.task.zero_sums()
     eval_step = make_eval_step(run.task, run.mesh).lower(sums, state.variables, eval_batch).compile()
     memory = train_step.memory_analysis()

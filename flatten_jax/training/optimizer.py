@@ -61,7 +61,7 @@ def decay_mask(params: Any, spared: tuple[str, ...] = ()) -> Any:
 
 
 def make_optimizer(
-    config: ml_collections.ConfigDict, schedule: Schedule, spared: tuple[str, ...]
+    config: ml_collections.ConfigDict, schedule: Schedule, spared: tuple[str, ...], rates: Any = None
 ) -> optax.GradientTransformation:
     """AdamW with decoupled decay, after a clip by the global norm where `clip_norm` is set (0: none).
 
@@ -69,6 +69,7 @@ def make_optimizer(
         config: `weight_decay`, `clip_norm`, `b1`, `b2`, `eps`.
         schedule: learning rate by step.
         spared: names of parameters without weight decay.
+        rates: factors of the learning rate, see `Training`.
     """
     adamw = optax.adamw(
         schedule,
@@ -78,4 +79,7 @@ def make_optimizer(
         weight_decay=config.weight_decay,
         mask=lambda params: decay_mask(params, spared),
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if rates is not None:
+        adamw = optax.chain(adamw, optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, rates)))
+    return optax.chain(*steps, adamw) if steps else adamw

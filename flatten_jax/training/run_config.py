@@ -12,6 +12,8 @@ from flatten_jax.attention.table import ATTENTIONS
 from flatten_jax.models import model_options
 from flatten_jax.training.settings import SETTINGS
 
+OF_USE = {"dtype", "drop_path", "remat", "remat_policy", "scan"}  # options of how a model is computed
+
 
 def model_section(name: str) -> ml_collections.ConfigDict:
     """Every option of a model and of all attentions, to be overridden by name; None leaves the model's own value."""
@@ -27,6 +29,15 @@ def model_section(name: str) -> ml_collections.ConfigDict:
     return config
 
 
+def blank(section: ml_collections.ConfigDict, kept: set[str]) -> None:
+    """Say nothing of the options of a model but those that are kept; each can still be overridden by name."""
+    with section.unlocked():
+        for option in set(section) - kept:
+            kind = section.get_type(option)
+            del section[option]
+            section[option] = config_dict.placeholder(object if kind is type(None) else kind)
+
+
 def find_config(path: Any) -> Any:
     """The config.json of a run, given its folder, its checkpoints or one of them, or the file itself; or None."""
     path = paths.path_of(path).expanduser()
@@ -40,9 +51,13 @@ def find_config(path: Any) -> Any:
 def get_config(path: str) -> ml_collections.ConfigDict:
     """The config of the run in a folder, with today's options of its model besides those that it knew.
 
-    "PATH,anew" forgets where its own weights were from: the config for another run.
+    "PATH,anew" forgets where its own weights were from, and its teacher: the config for another run.
+    "PATH,linearize" is that for converting its model (docs/linearize.md): a tenth of the epochs, and of the model only
+    how it is computed.
     """
-    anew, path = path.endswith(",anew"), path.removesuffix(",anew")
+    path, comma, variant = path.rpartition(",")
+    if not comma or variant not in ("anew", "linearize"):
+        path, variant = f"{path}{comma}{variant}", ""
     file = find_config(path)
     if file is None:
         raise FileNotFoundError(f"{path} holds no config.json of a run")
@@ -59,9 +74,27 @@ def get_config(path: str) -> ml_collections.ConfigDict:
             config.model.update({k: _of_json(v, f"model.{k}") for k, v in saved["model"].items() if v is not None})
     except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} is not the config of a run ({type(error).__name__}: {error})") from error
-    if anew:
+    if variant:
         config.update(init_from="", init_new_head=False)
+    if variant == "linearize" or (variant and config.distill.teacher):
+        for section in ("distill", "linearize"):
+            config[section].update({word: SETTINGS[f"{section}.{word}"].before for word in config[section]})
+    if variant == "linearize":
+        for key in ("epochs", "warmup_epochs", "cooldown_epochs"):
+            config.train[key] = config.train[key] / 10
+        for section in ("eval", "checkpoint"):
+            config[section].every_epochs = min(
+                config[section].every_epochs, max(1.0, config[section].every_epochs / 10)
+            )
+        config.distill.weight = 50.0
+        blank(config.model, OF_USE)
     return config
+
+
+def is_run(path: Any) -> bool:
+    """Whether a folder is that of a run, or of one of its checkpoints, and not a shared one."""
+    file = find_config(path)
+    return file is not None and "train" in json.loads(file.read_text())
 
 
 def _of_json(value: Any, key: str) -> Any:

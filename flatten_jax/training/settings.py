@@ -14,6 +14,7 @@ from flatten_jax import paths
 from flatten_jax.data import bucket, rand_augment, sources
 from flatten_jax.lra import sources as lra
 from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD
+from flatten_jax.training import teachers
 
 DTYPES = {
     "float32": ("fp32", "f32", "float", "full"),
@@ -132,6 +133,46 @@ SETTINGS: dict[str, Setting] = {
     "optimizer.b1": Setting(float, "[0, 1)", "AdamW's decay of the first moment"),
     "optimizer.b2": Setting(float, "[0, 1)", "AdamW's decay of the second moment"),
     "optimizer.eps": Setting(float, "(0, inf)", "AdamW's summand of the denominator"),
+    "distill.kind": Setting(
+        str,
+        "none | soft | hard | align | features | mesa",
+        "what a teacher is asked for: answers (soft, hard), attentions block by block, features; mesa: the average",
+        "none",
+    ),
+    "distill.teacher": Setting(str, "", "a run's folder, a checkpoint, a shared folder or a file of weights", ""),
+    "distill.teacher_model": Setting(str, "", "name of the teacher's model, where its weights do not say it", ""),
+    "distill.fingerprint": Setting(str, "", "of the teacher's weights; '': whichever there are, and it is noted", ""),
+    "distill.alpha": Setting(float, "[0, 1]", "share of soft or hard answers in the loss", 0.5),
+    "distill.tau": Setting(float, "(0, inf)", "temperature of soft answers", 1.0),
+    "distill.reduction": Setting(
+        str, "sample | deit", "soft answers: a mean over pictures, or over classes too", "sample"
+    ),
+    "distill.weight": Setting(
+        float, "[0, inf)", "of the error of what attentions give, beside the labels; of mesa: of its term", 0.0
+    ),
+    "distill.match": Setting(str, "output | map", "of align: what attentions give, or their maps", "output"),
+    "distill.learns": Setting(
+        str,
+        "auto | new | qkv | mixer",
+        "of align: new parameters, q, k and v too, or all; auto: new of map, else qkv",
+        "auto",
+    ),
+    "distill.features": Setting(str, "mse | cosine", "how the distance of features is measured", "mse"),
+    "distill.new_factor": Setting(
+        float, "(0, inf)", "of the learning rate of parameters that the teacher has not", 1.0
+    ),
+    "linearize.attention": Setting(
+        str, "", "convert distill.teacher to it, a name or a pattern; '': an ordinary run", ""
+    ),
+    "linearize.keep": Setting(str, "", "numbers of blocks that keep the teacher's attention, such as 7,11", ""),
+    "linearize.copy": Setting(str, "all | mlp | attention | none", "which of the teacher's weights are taken", "all"),
+    "linearize.stages": Setting(
+        str, "", "after the swap, of align, features, train; in the order in which they are run", "align,train"
+    ),
+    "linearize.search": Setting(int, "[0, inf)", "how many blocks get the teacher's attention back, by accuracy", 0),
+    "linearize.align_epochs": Setting(float, "(0, inf)", "of stage align", 1.0),
+    "linearize.align_learning_rate": Setting(float, "(0, inf)", "peak of stage align, whatever the batch", 3e-3),
+    "linearize.features_epochs": Setting(float, "(0, inf)", "of stage features", 1.0),
     "eval.every_epochs": Setting(float, "(0, inf)", "how often, and at the end"),
     "eval.batch_size": Setting(int, "[1, inf)", "pictures at a time, over all devices"),
     "eval.resize_ratio": Setting(float, "[1, inf)", "a picture is resized to this times the model's, then cropped"),
@@ -216,10 +257,10 @@ def _faults(config: ml_collections.ConfigDict) -> Iterator[str]:
         rand_augment.parse(given.get("augment.rand_augment") or "rand")
     except (ValueError, AttributeError, TypeError) as error:
         yield f"augment.{error}"
-    for key in ("init_from", "data.data_dir", "data.folder", "data.cache_dir"):
+    for key in ("init_from", "distill.teacher", "data.data_dir", "data.folder", "data.cache_dir"):
         text = str(given.get(key, ""))
         copied = key in ("data.data_dir", "data.folder")
-        if "://" not in text or (key == "init_from" and text.startswith((paths.SCHEME, "hf://"))):
+        if "://" not in text or (key in ("init_from", "distill.teacher") and text.startswith((paths.SCHEME, "hf://"))):
             continue
         if not (copied and paths.is_bucket(text)):
             yield f"{key}={text}: such an address is not read here; mount it, or use a local path"
@@ -251,5 +292,6 @@ def _conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
         yield "data.name='lra_image' needs --config.data.folder=PATH, CIFAR-10 as train/<class>/*.jpg and test/"
     if data.cache_dir and not any(map(paths.is_bucket, (sources.data_address(data.data_dir), data.folder))):
         yield f"data.cache_dir={data.cache_dir!r} has no effect on data that are not in a bucket, gs://: leave it out"
+    yield from teachers.conflicts(config)
     if config.init_new_head and not config.init_from:
         yield "init_new_head=True has no effect without --config.init_from=PATH: add that, or init_new_head=False"

@@ -12,6 +12,9 @@ from jax.sharding import Mesh
 
 from flatten_jax.data import augment, check, pipeline, sources
 from flatten_jax.data.source import Source
+from flatten_jax.distill.choose import notes_of, taught
+from flatten_jax.distill.tasks import SelfTaught
+from flatten_jax.distill.teacher import Teacher, load_teacher, needs_teacher
 from flatten_jax.lra import sources as lra
 from flatten_jax.models import create_model
 from flatten_jax.training import settings
@@ -21,6 +24,7 @@ from flatten_jax.training.sharding import check_divisible, make_mesh, put_batch
 from flatten_jax.training.step import Training
 from flatten_jax.training.tasks import Batch, Classify, ClassifyTokens
 
+MESA_FROM = 0.25  # of the epochs
 # What a model of tokens has to be trained with: none of it is done to tokens.
 NO_AUGMENTATION = {
     "scale": (1.0, 1.0),
@@ -127,6 +131,7 @@ class Run:
         """What a user may not expect: how batches and the sets go together."""
         size, batch = len(self.train_source), self.config.train.batch_size
         left, said = size - self.steps_per_epoch * batch, [self.eval_source.note]
+        said += notes_of(self.task)
         if left > WORTH_SAYING * size:
             smaller = range(batch, 0, -self.mesh.size)
             fitting = next((b for b in smaller if size % b <= WORTH_SAYING * size), self.mesh.size)
@@ -191,11 +196,14 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
             f"make it smaller, such as --config.train.batch_size={fitting}"
         )
     steps_per_epoch = pipeline.steps_per_epoch(size, train.batch_size)
+    teacher = load_teacher(config, model, mesh) if needs_teacher(config) else None
+    if teacher is not None:
+        config.distill.fingerprint = teacher.fingerprint
     for source in (eval_source, *([train_source] if config.data.on_corrupt == "fail" else [])):
         check.glance(source, jax.process_index(), jax.process_count())
     return Run(
         config=config,
-        training=training_of(config, model, mesh, steps_per_epoch),
+        training=training_of(config, model, mesh, steps_per_epoch, teacher),
         train_source=train_source,
         eval_source=eval_source,
         steps_per_epoch=steps_per_epoch,
@@ -249,8 +257,20 @@ def _builds(options: dict[str, Any]) -> bool:
     return True
 
 
-def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh, steps_per_epoch: int) -> Training:
-    """What a config says of a step of training."""
+def training_of(
+    config: ml_collections.ConfigDict,
+    model: nn.Module,
+    mesh: Mesh,
+    steps_per_epoch: int,
+    teacher: Teacher | None = None,
+) -> Training:
+    """What a config says of a step of training.
+
+    Raises:
+        ValueError: it asks for a teacher, and there is none; or the two do not fit together.
+    """
+    if teacher is None and needs_teacher(config):
+        raise ValueError(f"distill.teacher={config.distill.teacher!r} is for training: leave config.distill out here")
     augment, train = config.augment, config.train
     schedule = make_schedule(
         config.optimizer,
@@ -260,22 +280,23 @@ def training_of(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh,
     )
     mixing = Mixing(augment.mixup, augment.cutmix, augment.mix_prob, augment.switch_prob)
     mean, std = (tuple(map(float, config.data[option])) for option in ("mean", "std"))
+    kind, rates = ClassifyTokens if takes_tokens(model) else Classify, None
+    task = kind(model, augment.label_smoothing, augment.erase_prob, mixing, mean, std)
+    if teacher is not None:
+        task, rates = taught(task, teacher, config.distill)
+    elif config.distill.kind == "mesa":
+        start = round(MESA_FROM * train.epochs * steps_per_epoch)
+        task = SelfTaught(**vars(task), weight=config.distill.weight, start=start)
     return Training(
-        task=(ClassifyTokens if takes_tokens(model) else Classify)(
-            model,
-            augment.label_smoothing,
-            augment.erase_prob,
-            mixing,
-            mean,
-            std,
-        ),
-        optimizer=make_optimizer(config.optimizer, schedule, model.no_weight_decay),
+        task=task,
+        optimizer=make_optimizer(config.optimizer, schedule, model.no_weight_decay, rates),
         schedule=schedule,
         mesh=mesh,
         seed=config.seed,
         accumulation=train.accumulation,
         ema_decay=train.ema_decay,
         skip_nonfinite_steps=train.skip_nonfinite_steps,
+        rates=rates,
     )
 
 

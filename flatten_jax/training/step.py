@@ -7,6 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -55,6 +56,8 @@ class Training:
         accumulation: parts of a batch that are computed one after the other.
         ema_decay: of the moving average; 0: none.
         skip_nonfinite_steps: not 0: a step that is not finite changes nothing but the number of steps.
+        rates: factor of the learning rate of every parameter, a number or one for each entry of its last axis. Of those
+            with 0 alone no gradient is asked. None: all alike.
     """
 
     task: Classify
@@ -65,6 +68,7 @@ class Training:
     accumulation: int = 1
     ema_decay: float = 0.0
     skip_nonfinite_steps: int = 0
+    rates: Any = None
 
 
 def init_state(training: Training, variables: Variables | None = None) -> TrainState:
@@ -101,8 +105,8 @@ def abstract_state(training: Training) -> TrainState:
 
 def make_train_step(
     training: Training,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """step(state, batch) -> (state, metrics), jitted over the mesh; the old state's memory is reused.
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """step(state, batch, *task.constants) -> (state, metrics), jitted over the mesh; the old state's memory is reused.
 
     A batch is what the task says, split over the devices. Metrics are scalars of this step: loss, learning_rate,
     grad_norm (before clipping), update_norm. With `skip_nonfinite_steps` a step where one of them is not finite changes
@@ -114,33 +118,38 @@ def make_train_step(
     """
     task, optimizer, accumulation = training.task, training.optimizer, training.accumulation
 
-    def loss_and_grad(params: Any, state: Variables, inputs: Any, key: jax.Array) -> tuple[Any, Variables]:
+    def loss_and_grad(
+        params: Any, state: Variables, inputs: Any, key: jax.Array, *constants: Any
+    ) -> tuple[Any, Variables]:
         """((loss, gradient), new `state`)."""
 
         def loss(params: Any) -> tuple[jax.Array, Variables]:
-            return task.loss({"params": params, **state}, inputs, key)
+            return task.loss({"params": held(params, training.rates), **state}, inputs, key, *constants)
 
         (value, changed), grads = jax.value_and_grad(loss, has_aux=True)(params)
         return (value, grads), {**state, **changed}
 
-    def accumulated(params: Any, state: Variables, inputs: Any, key: jax.Array) -> tuple[Any, Variables]:
+    def accumulated(
+        params: Any, state: Variables, inputs: Any, key: jax.Array, *constants: Any
+    ) -> tuple[Any, Variables]:
         """Mean of loss and gradient over `accumulation` parts, one after the other; every part is on all devices."""
 
         def part(carry: Any, given: Any) -> tuple[Any, None]:
             mean, state = carry
-            computed, state = loss_and_grad(params, state, *given)
+            computed, state = loss_and_grad(params, state, *given, *constants)
             return (jax.tree.map(lambda mean, x: mean + x / accumulation, mean, computed), state), None
 
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulation, *x.shape[1:]).swapaxes(0, 1), inputs)
         zeros = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
         return jax.lax.scan(part, (zeros, state), (parts, jax.random.split(key, accumulation)))[0]
 
-    def step(old: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(old: TrainState, batch: Batch, *constants: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(training.seed), old.step)
         erase_key, mix_key, model_key = jax.random.split(key, 3)
         inputs = task.inputs(batch, erase_key, mix_key)
         compute = loss_and_grad if accumulation == 1 else accumulated
-        (loss, grads), state = compute(old.params, old.state, inputs, model_key)
+        constants += task.from_state(old.averaged, old.step)
+        (loss, grads), state = compute(old.params, old.state, inputs, model_key, *constants)
         updates, opt_state = optimizer.update(grads, old.opt_state, old.params)
         params = optax.apply_updates(old.params, updates)
         ema, ema_state = old.ema, old.ema_state
@@ -164,7 +173,14 @@ def make_train_step(
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(layout, over_data(mesh)),
+        in_shardings=(layout, over_data(mesh), *by_size(mesh, task.constants)),
         out_shardings=(layout, replicated(mesh)),
         compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
+
+
+def held(params: Any, rates: Any) -> Any:
+    """Parameters, of which those whose rate is 0 are constants to the gradient."""
+    if rates is None:
+        return params
+    return jax.tree.map(lambda x, rate: x if np.any(rate) else jax.lax.stop_gradient(x), params, rates)

@@ -1,4 +1,4 @@
-"""What training optimises and evaluation counts; a class for each task."""
+"""What training optimises and evaluation counts; a class for each task. Those with a teacher are in `distill.tasks`."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -44,6 +44,15 @@ class Classify:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
+    @property
+    def constants(self) -> tuple[Any, ...]:
+        """Arrays on the devices that `loss` takes besides, and that stay as they are: a teacher's weights."""
+        return ()
+
+    def from_state(self, averaged: Variables | None, step: jax.Array) -> tuple[Any, ...]:
+        """What of the state `loss` takes after that: of the moving average and the number of steps done, nothing."""
+        return ()
+
     def abstract_batch(self, size: int, mesh: Mesh, *, masked: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
         """What a batch looks like: image uint8 (B, height, width, 3), label int32 (B,), of evaluation mask bool (B,).
 
@@ -75,9 +84,19 @@ class Classify:
     ) -> tuple[jax.Array, Variables]:
         """(mean over the inputs, new statistics: the collections of STATISTICS that the model has)."""
         images, targets = inputs
-        mutable = [name for name in STATISTICS if name in variables]
-        logits, changed = self.model.apply(variables, images, train=True, rngs={"dropout": key}, mutable=mutable)
+        logits, changed, _ = self.trained(variables, images, key)
         return optax.softmax_cross_entropy(logits, targets).mean(), changed
+
+    def trained(
+        self, variables: Variables, images: jax.Array, key: jax.Array, *wanted: str, method: str | None = None
+    ) -> tuple[Any, Variables, Variables]:
+        """(what the model gives in training, its new statistics, its collections `wanted`)."""
+        mutable = [name for name in STATISTICS if name in variables]
+        out, changed = self.model.apply(
+            variables, images, train=True, rngs={"dropout": key}, mutable=[*mutable, *wanted], method=method
+        )
+        statistics = {name: tree for name, tree in changed.items() if name in mutable}
+        return out, statistics, {name: changed.get(name, {}) for name in wanted}
 
     def zero_sums(self) -> Sums:
         """Where the sums of an evaluation start."""

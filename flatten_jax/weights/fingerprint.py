@@ -141,7 +141,7 @@ def _attention(model: Backbone, i: int, j: int, block: Mapping[str, Shape], pref
     of_model = model.options_of(i, j)
     for name, changed in _choices(preferred, of_model):
         options = {**of_model, **changed}
-        if not _may_be(name, options, block, host, getattr(model, "class_token", False)):
+        if not _may_be(name, options, block, host, getattr(model, "prefix", 0)):
             continue
         try:
             expected = template(model, name, options).blocks[i][1]
@@ -174,10 +174,10 @@ def _of_host(model: Backbone, i: int, j: int) -> set[str]:
     return {name for block in blocks for name, (_, row) in block if not (row.own or row.letters)}
 
 
-def _may_be(name: str, options: Mapping[str, Any], block: Iterable[str], host: set[str], prefix: bool) -> bool:
+def _may_be(name: str, options: Mapping[str, Any], block: Iterable[str], host: set[str], prefix: int) -> bool:
     """Whether a block can have an attention, judged by the attention's names alone: quicker than its `template`."""
     cls = ATTENTIONS[name]
-    rows = _alone(cls, name, nn.FrozenDict(_own(name, options)), int(prefix))
+    rows = _alone(cls, name, nn.FrozenDict(_own(name, options)), prefix)
     if rows is None:
         return True
     of_attention, of_streams = ({n for row in rows if row.own is own for n in row.entries()} for own in (True, False))
@@ -206,7 +206,7 @@ def _alone(cls: type[Attention], name: str, options: Mapping[str, Any], prefix: 
 
 def lookalikes(model: Backbone, i: int, j: int) -> list[str]:
     """Other attentions with the same names and shapes as the one in block j of stage i, as all without parameters."""
-    own, prefix = model.attentions()[i][j], int(getattr(model, "class_token", False))
+    own, prefix = model.attentions()[i][j], getattr(model, "prefix", 0)
     expected = _shapes(template_of(model, i, j).blocks[i][1])
     alone = {name: _alone(cls, name, nn.FrozenDict(), prefix) for name, cls in ATTENTIONS.items()}
     same: dict[bool, bool] = {}  # what is alike by itself differs by its host at most, which asks whether it has scores

@@ -278,7 +278,7 @@ def _sizes(model: Backbone, m: _Misshapen) -> Iterator[dict[str, Any]]:
         axis = m.row.axes[m.row.sized.axis]
         power = 0.5 if m.row.sized.along in ("tokens", "fixed") else 1
     elif re.fullmatch(POSITIONS, leaf):
-        axis, prefix = 1, int(getattr(model, "class_token", False))
+        axis, prefix = 1, getattr(model, "prefix", 0)
     elif leaf == "relative_position_bias_table":
         axis = 0
     else:

@@ -85,7 +85,7 @@ def attention_hint(given: Mapping[str, Shape], wanted: Mapping[str, Shape], mode
 _FOREIGN = (
     (
         r"dist_token|head_dist\.",
-        "a distilled DeiT, with a second token and head: not in this library, take the DeiT without",
+        'a distilled DeiT, with a second token and head: create_model("deit_t_distilled") or another size of it',
     ),
     (
         r"(^|\.)(reg_token|register_tokens)$",

@@ -135,7 +135,7 @@ def layout(model: nn.Module, example: Any = None, **call: Any) -> list[Row]:
         return lambda: here.own.update(_paths(module.variables) - before)
 
     variables = visit_calls(model, visit, example, **call)
-    blocks = {_block(path) for path in seen}
+    blocks = {block_of(path) for path in seen}
     rows = [
         _row(collection, path, tuple(leaf.shape), seen)._replace(
             block=next((path[:n] for n in range(len(path)) if path[:n] in blocks), ())
@@ -144,6 +144,19 @@ def layout(model: nn.Module, example: Any = None, **call: Any) -> list[Row]:
         for path, leaf in flatten_dict(tree).items()
     ]
     return [row.renamed(model.original) for row in rows] if isinstance(model, Backbone) else rows
+
+
+def attention_of_blocks(model: nn.Module) -> dict[Path, str]:
+    """The attention of each block, by the block's path, in the order in which they are called; nothing is computed."""
+    found: dict[Path, str] = {}
+
+    def visit(module: nn.Module, arguments: Mapping[str, Any]) -> None:
+        if isinstance(module, Attention) and "site" in arguments:
+            name = next((name for name, cls in ATTENTIONS.items() if cls is type(module)), type(module).__name__)
+            found.setdefault(block_of(module.scope.path), name)
+
+    visit_calls(model, visit)
+    return found
 
 
 class _Seen(NamedTuple):
@@ -159,7 +172,7 @@ def _paths(variables: Mapping[str, Any]) -> set[tuple[str, ...]]:
     return {(name, *path) for name, tree in variables.items() for path in flatten_dict(tree)}
 
 
-def _block(attention: Path) -> Path:
+def block_of(attention: Path) -> Path:
     """Where the block of an attention is: the innermost numbered module, but for the branches of CSwin's blocks."""
     numbered = [n for n, module in enumerate(attention) if re.fullmatch(r".*(?<!^attns)_\d+", module)]
     return attention[: numbered[-1] + 1] if numbered else ()

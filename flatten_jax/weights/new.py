@@ -1,6 +1,6 @@
 """What a file of weights does not have, made new by the model's own initial values; and weights of other attentions."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,13 +11,16 @@ from flatten_jax.models import dummy_images
 from flatten_jax.runtime import unoptimised
 from flatten_jax.weights.convert import as_variables, flat
 from flatten_jax.weights.layout import Row, layout
+from flatten_jax.weights.match import Shape
 from flatten_jax.weights.streams import pieces
 
 _SEED = 0
 
+Key = tuple[str, ...]  # of `pieces`
 
-def initial(model: nn.Module, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """The model's own initial values of some rows, by `Row.ours`, always the same.
+
+def initial(model: nn.Module, names: Iterable[str], seed: int = _SEED) -> dict[str, np.ndarray]:
+    """The model's own initial values of some rows, by `Row.ours`, the same for a seed.
 
     What else `init` computes is cut away by the compiler.
     """
@@ -30,13 +33,12 @@ def initial(model: nn.Module, names: Iterable[str]) -> dict[str, np.ndarray]:
         return {name: leaves[name] for name in names}
 
     return {
-        name: np.asarray(x)
-        for name, x in jax.jit(chosen, compiler_options=unoptimised())(jax.random.key(_SEED)).items()
+        name: np.asarray(x) for name, x in jax.jit(chosen, compiler_options=unoptimised())(jax.random.key(seed)).items()
     }
 
 
 def inherit(
-    variables: Mapping[str, Any], source: nn.Module, model: nn.Module
+    variables: Mapping[str, Any], source: nn.Module, model: nn.Module, seed: int = _SEED
 ) -> tuple[dict[str, Any], list[tuple[Row, str]], list[Row]]:
     """Variables of `model` from those of a model that has other attentions, and else is the same.
 
@@ -45,28 +47,18 @@ def inherit(
 
     Args:
         variables: {"params": ...} of `source`.
+        seed: of what is made new.
 
     Returns:
         (variables of `model`; the rows that are new, each with its new streams if only some are; the rows of `source`
         that the model has no use for).
     """
     rows, old_rows, old = layout(model), layout(source), flat(variables)
-    same = {block for block, names in _blocks(rows).items() if names == _blocks(old_rows).get(block)}
+    new = missing(rows, old_rows)
     old_rows_of = {key: row for row in old_rows for key in pieces(row, old[row.ours])}
-    have = {
-        key: piece
-        for row in old_rows
-        for key, piece in pieces(row, old[row.ours]).items()
-        if not row.own or row.block in same
-    }
+    have = {key: piece for row in old_rows for key, piece in pieces(row, old[row.ours]).items()}
     abstract = {row.ours: pieces(row, np.broadcast_to(np.float32(0), row.shape)) for row in rows}
-    new = {
-        row.ours: [
-            key for key, piece in abstract[row.ours].items() if key not in have or have[key].shape != piece.shape
-        ]
-        for row in rows
-    }
-    fresh = initial(model, (name for name, keys in new.items() if keys))
+    fresh = initial(model, (name for name, keys in new.items() if keys), seed)
     arrays, used = [], set()
     for row in rows:
         made = pieces(row, fresh[row.ours]) if new[row.ours] else {}
@@ -81,6 +73,24 @@ def inherit(
     ]
     left = {row.ours: row for key, row in old_rows_of.items() if key not in used}
     return as_variables(arrays), partly, list(left.values())
+
+
+def missing(rows: Sequence[Row], old_rows: Sequence[Row]) -> dict[str, list[Key]]:
+    """What weights of another model lack: `Row.ours` -> those of its `pieces` that they have not.
+
+    An attention's own parameters they have in blocks that have the same attention in both.
+
+    Args:
+        rows: of the model.
+        old_rows: of the one that the weights are of.
+    """
+    same = {block for block, names in _blocks(rows).items() if names == _blocks(old_rows).get(block)}
+
+    def shapes(row: Row) -> dict[Key, Shape]:
+        return {key: piece.shape for key, piece in pieces(row, np.broadcast_to(np.float32(0), row.shape)).items()}
+
+    have = {key: s for row in old_rows if not row.own or row.block in same for key, s in shapes(row).items()}
+    return {row.ours: [key for key, shape in shapes(row).items() if have.get(key) != shape] for row in rows}
 
 
 def _blocks(rows: Iterable[Row]) -> dict[tuple[str, ...], set[str]]:
