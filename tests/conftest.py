@@ -1,5 +1,6 @@
 """Every test sees eight virtual CPU devices, so that sharding is tested for real on any machine."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -10,6 +11,9 @@ _FLAGS = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
+
+# Programs that are kept are millions of objects, in which the collector looks for garbage again and again.
+gc.set_threshold(200_000, 50, 100)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

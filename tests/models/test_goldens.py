@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 import flatten_jax
-from flatten_jax.weights.layout import entries, is_buffer, layout
 
 from . import reference
 
@@ -86,6 +85,7 @@ def weights(golden):
 
 @pytest.mark.parametrize("name", [*WHOLE, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_a_model_gives_the_original_logits(name):
+    """Of the original's names and shapes: reading them is strict."""
     golden = reference.load(name)
     model = flatten_jax.create_model(name)
     # A loop over alike blocks compiles in half the time; the release's models are tested as they are trained.
@@ -103,13 +103,6 @@ def test_an_option_gives_the_original_outputs(name):
     variables = flatten_jax.from_torch(reference.state_dict(golden["keys"]), model)
     output = jax.jit(model.apply)(variables, reference.images(1, *size))
     assert_close(output[-1] if model.features_only else output, golden["output"])
-
-
-@pytest.mark.parametrize("name", SLOW)
-def test_a_model_has_the_original_names_and_shapes(name):
-    ours = {key: list(shape) for key, shape in entries(layout(flatten_jax.create_model(name))).items()}
-    theirs = dict(reference.load(name)["keys"])
-    assert ours == {key: shape for key, shape in theirs.items() if not is_buffer(key, ours)}
 
 
 @pytest.mark.slow
