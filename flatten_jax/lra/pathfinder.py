@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flatten_jax.lra import walk
 from flatten_jax.lra.strokes import STYLES, Stamps, Style, stamps
 
 DIFFICULTIES = {"easy": 6, "middle": 9, "hard": 14}  # strokes of a long snake; the arena's set is the hard one
@@ -55,6 +54,8 @@ def picture(size: int, difficulty: str, seed: int, index: int) -> tuple[np.ndarr
 
 def scene(size: int, difficulty: str, seed: int, index: int) -> Scene:
     """The same with its parts."""
+    from flatten_jax.lra import walk  # here, so that only these pictures wait for Numba
+
     check(size, difficulty)
     style, strokes = STYLES[size], DIFFICULTIES[difficulty]
     state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
@@ -74,6 +75,8 @@ def _draw(
     style: Style, drawn: Stamps, paths: np.ndarray, distractors: np.ndarray, marks: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The picture, the largest of all layers, stretched to 0 ... 255; and the long snakes alone."""
+    from flatten_jax.lra import walk
+
     snakes = np.zeros((2, style.size, style.size), np.float32)
     for layer, path in zip(snakes, paths, strict=True):
         for stroke, y, x in path:

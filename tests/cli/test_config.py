@@ -49,7 +49,8 @@ def test_every_setting_is_shown_with_type_value_range_and_meaning(capsys):
 def test_a_part_of_the_names_is_enough(capsys):
     main(["config", "configs/digits.py", "learning_rate"])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if " = " in line] == [
-        *("optimizer.learning_rate", "optimizer.min_learning_rate", "optimizer.warmup_learning_rate")
+        "linearize.align_learning_rate",
+        *("optimizer.learning_rate", "optimizer.min_learning_rate", "optimizer.warmup_learning_rate"),
     ]
     with pytest.raises(SystemExit, match=r"no setting of configs/digits\.py has 'colour' in its name"):
         main(["config", "configs/digits.py", "colour"])

@@ -76,6 +76,7 @@ OUTSIDE = {
     "optimizer.min_learning_rate": (-1,),
     "optimizer.weight_decay": (-1,),
     "optimizer.clip_norm": (-1,),
+    "optimizer.schedule": ("linear",),
     "optimizer.b1": (1, -0.1),
     "optimizer.b2": (1,),
     "optimizer.eps": (0,),
