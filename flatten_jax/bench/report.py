@@ -3,6 +3,7 @@
 import datetime
 import json
 import platform
+import subprocess
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,6 +45,17 @@ def hardware() -> dict[str, Any]:
         **versions,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def commit() -> str:
+    """The commit that this code is of, with "+" where files were changed since; "unknown" outside of a checkout."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        head = subprocess.run((*git, "rev-parse", "--short=12", "HEAD"), capture_output=True, text=True, check=True)
+        changed = subprocess.run((*git, "diff", "--quiet", "HEAD", "--", ":/flatten_jax"), capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + "+" * bool(changed.returncode)
 
 
 def _processor() -> str:

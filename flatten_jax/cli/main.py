@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from flatten_jax.cli import attentions, config, data, look, measure, weights
+from flatten_jax.cli import attentions, compare, config, data, look, measure, weights
 
 COMMANDS = (
     look.add_models,
@@ -18,6 +18,7 @@ COMMANDS = (
     look.add_visualize,
     look.add_curves,
     measure.add_bench,
+    compare.add_compare,
     data.add_prepare,
 )
 
