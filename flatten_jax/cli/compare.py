@@ -35,7 +35,7 @@ def add_compare(commands: Any) -> None:
 
     run = kinds.add_parser(
         "run",
-        help="train a preset's host with every attention and seed; what is finished is skipped, what was killed goes on",
+        help="train a preset's host with every attention and seed; finished runs are skipped, killed ones go on",
         epilog="Further arguments override the preset: --config.data.folder=PATH --config.model.dtype=bfloat16. "
         "Several machines may be given the same --out.",
     )

@@ -205,7 +205,11 @@ def compile_elsewhere(
     from flatten_jax.bench import gpus
     from flatten_jax.bench.plan import topology_devices
 
-    device = topology_devices(topology)[0]
+    one = jax.sharding.SingleDeviceSharding(topology_devices(topology)[0])
+
+    def on_chip(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one)
+
     options = gpus.COMPILER_OPTIONS if topology.partition(":")[0] in gpus.GPUS else None
     block = MAIN._replace(dtype="bfloat16")
     contestants, _ = _contestants(block, tokens, list(dict.fromkeys((REFERENCE, "softmax", *attentions))))
@@ -213,8 +217,7 @@ def compile_elsewhere(
     for name, (layer, variables, inputs) in contestants.items():
         row: dict[str, Any] = {"attention": name, "N": tokens, "dtype": block.dtype}
         rows.append(row)
-        one = jax.sharding.SingleDeviceSharding(device)
-        args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), (variables, *inputs))
+        args = jax.tree.map(on_chip, (variables, *inputs))
         try:
             compiled = jax.jit(layer).lower(*args).compile(options)
         except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:

@@ -38,8 +38,8 @@ def _settings(**sections: dict[str, object]) -> tuple[str, ...]:
 
 
 PRESETS: dict[str, Preset] = {
-    # 440 steps, so that all attentions and three seeds take about an hour of one CPU core: a run is half a minute of it,
-    # two thirds of that for compiling. Three blocks compile faster written out than as a loop, 14 s against 18.
+    # 440 steps, so that all attentions and three seeds take about an hour of one CPU core: a run is half a minute,
+    # two thirds of it for compiling. Three blocks compile faster written out than as a loop, 14 s against 18.
     "digits": Preset(
         "configs/digits.py",
         _settings(

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-MOST = 16  # values whose orders are counted exactly
+MOST = 16  # values whose orders are counted where both lists have ties
 
 
 class Summary(NamedTuple):
@@ -41,7 +41,8 @@ class Kendall(NamedTuple):
 
     Attributes:
         tau: Kendall's tau-b, from -1 (reversed) to 1 (the same); NaN where one of them has no order.
-        p: the exact probability that an order by chance agrees or disagrees as much; two-sided.
+        p: the exact probability that an order by chance agrees or disagrees as much; two-sided. NaN of more than `MOST`
+            values where both lists have ties, whose orders are too many to count.
         count: of values.
     """
 
@@ -56,19 +57,44 @@ def kendall(x: Sequence[float], y: Sequence[float]) -> Kendall:
     tau-b = (concordant - discordant) / sqrt(pairs that differ in x * pairs that differ in y)  (Kendall, 1945).
 
     Raises:
-        ValueError: lists of other lengths, of less than 2 values or of more than `MOST`.
+        ValueError: lists of other lengths, or of less than 2 values.
     """
     n = len(x)
-    if n != len(y) or not 2 <= n <= MOST:
-        raise ValueError(f"{n} and {len(y)} values: two lists of the same length are needed, from 2 to {MOST}")
+    if n != len(y) or n < 2:
+        raise ValueError(f"{n} and {len(y)} values: two lists of the same length are needed, of at least 2")
     pairs = list(itertools.combinations(range(n), 2))
     score = sum(_sign(x[j] - x[i]) * _sign(y[j] - y[i]) for i, j in pairs)
     untied = math.prod(sum(a[i] != a[j] for i, j in pairs) for a in (x, y))
     if not untied:
         return Kendall(math.nan, math.nan, n)
-    counts = _scores(x, y)
+    if len(set(y)) == n:
+        counts = _inversions(x)
+    elif len(set(x)) == n:
+        counts = _inversions(y)
+    elif n <= MOST:
+        counts = _scores(x, y)
+    else:
+        return Kendall(score / math.sqrt(untied), math.nan, n)
     as_far = sum(count for other, count in counts.items() if abs(other) >= abs(score))
-    return Kendall(score / math.sqrt(untied), as_far / math.factorial(n), n)
+    return Kendall(score / math.sqrt(untied), as_far / sum(counts.values()), n)
+
+
+def _inversions(x: Sequence[float]) -> dict[int, int]:
+    """Concordant minus discordant pairs -> how many arrangements of x, ties alike, have it against a strict order.
+
+    The arrangements with k inversions are the coefficients of q^k in the Gaussian multinomial: the product of 1 - q^i,
+    i = 1 ... n, over those products of each group of ties (MacMahon, 1916).
+    """
+    groups = [x.count(value) for value in set(x)]
+    most = (len(x) ** 2 - sum(size**2 for size in groups)) // 2  # pairs that are no ties
+    coefficients = [1] + [0] * most
+    for i in range(1, len(x) + 1):
+        for k in range(most, i - 1, -1):
+            coefficients[k] -= coefficients[k - i]
+    for i in (i for size in groups for i in range(1, size + 1)):
+        for k in range(i, most + 1):
+            coefficients[k] += coefficients[k - i]
+    return {most - 2 * k: count for k, count in enumerate(coefficients)}
 
 
 def _sign(value: float) -> int:
