@@ -68,20 +68,21 @@ def _processor() -> str:
 
 def line(row: dict[str, Any]) -> str:
     """A row as it comes, while others are still measured."""
-    return "  ".join(f"{name} {_cell(value)}" for name, value in row.items())
+    return "  ".join(f"{name} {cell(value)}" for name, value in row.items())
 
 
 def table(result: Result) -> str:
     """A Markdown table; spreads are written median (lowest-highest)."""
     columns = list(dict.fromkeys(name for row in result.rows for name in row))
     lines = [columns, ["---"] * len(columns)]
-    lines += [[_cell(row[name]) if name in row else "" for name in columns] for row in result.rows]
+    lines += [[cell(row[name]) if name in row else "" for name in columns] for row in result.rows]
     body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     machine = ", ".join(f"{name} {value}" for name, value in result.made_on.items())
     return f"\n{result.title} ({machine})\n\n{body}"
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value in a table: two or three digits, spreads as median (lowest-highest)."""
     if isinstance(value, Spread):
         digits = max(0, 2 - len(str(int(value.median)))) + (value.median < 10)
         return f"{value:.{digits}f}"
