@@ -28,8 +28,8 @@ class Preset(NamedTuple):
 
 def _settings(**sections: dict[str, object]) -> tuple[str, ...]:
     """Overrides by section; all presets keep one checkpoint, and loop over alike blocks."""
-    sections = {"checkpoint": {"keep": 1}, **sections}
-    sections["model"] = {"scan": True, **sections["model"]}
+    common = {"model": {"scan": True}, "checkpoint": {"keep": 1}}
+    sections = {name: {**common.get(name, {}), **sections.get(name, {})} for name in {**common, **sections}}
     return tuple(
         f"--config.{section}.{name}={str(value).replace(' ', '')}"
         for section, values in sections.items()
@@ -46,9 +46,9 @@ PRESETS: dict[str, Preset] = {
             model=dict(image_size=(8, 8), patch_size=2, embed_dim=48, depth=3, num_heads=3, mlp_ratio=2.0, scan=False),
             train=dict(batch_size=32, epochs=10, warmup_epochs=1),
             eval=dict(every_epochs=10),
-            checkpoint=dict(every_epochs=10, keep=1),
+            checkpoint=dict(every_epochs=5),
         ),
-        rates=(1.6e-2, 3.2e-2, 6.4e-2),
+        rates=(3.2e-2, 6.4e-2, 1.28e-1),
         search_epochs=5,
         about="1,437 handwritten digits of 8 x 8 px as 16 tokens, C 48, 3 blocks of 3 heads, 440 steps of 32",
     ),
@@ -58,6 +58,7 @@ PRESETS: dict[str, Preset] = {
             model=dict(embed_dim=128, depth=4, num_heads=4, mlp_ratio=2.0, drop_path=0.0),
             train=dict(epochs=15, warmup_epochs=1),
             augment=dict(scale=(0.5, 1.0), rand_augment="", mixup=0.0, cutmix=0.0),
+            checkpoint=dict(every_epochs=1),
         ),
         rates=(2e-3, 4e-3, 8e-3),
         search_epochs=3,
@@ -92,7 +93,7 @@ PRESETS: dict[str, Preset] = {
         "configs/flatten_deit_t.py",
         _settings(model=dict(drop_path=0.1)),
         rates=(2.5e-4, 5e-4, 1e-3),
-        search_epochs=10,
+        search_epochs=30,
         about="ImageNet-1k, DeiT-T at 224 px without class token, 300 epochs by the config's recipe; for accelerators",
     ),
 }

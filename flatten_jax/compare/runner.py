@@ -34,6 +34,7 @@ from flatten_jax.training.checkpoint import Checkpoints, load_weights
 from flatten_jax.training.lock import FolderInUseError, only_run_in
 
 REFERENCE = "softmax"
+OF_A_CASE = ("config.seed", "config.model.attn_type", "config.optimizer.learning_rate")
 RESULT = "result.json"
 ReadConfig = Callable[[str, list[str]], ml_collections.ConfigDict]  # `cli.config_file.read_config`
 
@@ -120,6 +121,8 @@ class Comparison:
     ):
         self.name, self.preset, self.folder, self.say = name, preset, out / name, say
         self._read, self._overrides = read_config, [*preset.overrides, *overrides]
+        if own := [o for o in overrides if o.lstrip("-").partition("=")[0] in OF_A_CASE]:
+            raise ValueError(f"{own[0]} is what the runs differ in: use --attentions, --seeds and --learning_rates")
         config = setup.prepare(self._config([f"--config.model.attn_type={REFERENCE}"])).config
         self.entries = setup.model_of(config).attn_entries
         self._claim(json.loads(config.to_json_best_effort()))
