@@ -1,6 +1,7 @@
 """What a benchmark gives: rows with their spread, the machine they were measured on, a table and a JSON file."""
 
 import datetime
+import functools
 import json
 import platform
 import subprocess
@@ -47,8 +48,12 @@ def hardware() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def commit() -> str:
-    """The commit that this code is of, with "+" where files were changed since; "unknown" outside of a checkout."""
+    """The commit that this code is of, with "+" where files were changed since; "unknown" outside of a checkout.
+
+    As it is when first asked: what is committed while a program runs is not what it runs.
+    """
     git = ("git", "-C", str(Path(__file__).parent))
     try:
         head = subprocess.run((*git, "rev-parse", "--short=12", "HEAD"), capture_output=True, text=True, check=True)

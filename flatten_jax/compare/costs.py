@@ -74,14 +74,14 @@ def measure(
         raise ValueError(f"{rounds=} must be at least 1")
     names = list(dict.fromkeys((REFERENCE, "softmax", *attentions)))
     groups = read(out)
-    made_on, of = hardware(), {"attentions": names}
+    made_on, code, of = hardware(), commit(), {"attentions": names}
     for group in groups:
-        here = {key: made_on[key] for key in OF_A_MACHINE} | of
-        there = {key: group["made_on"][key] for key in OF_A_MACHINE} | {"attentions": group["attentions"]}
+        here = {fact: made_on[fact] for fact in OF_A_MACHINE} | of
+        there = {fact: group["made_on"][fact] for fact in OF_A_MACHINE} | {"attentions": group["attentions"]}
         if here != there:
-            differing = ", ".join(key for key in here if here[key] != there[key])
+            differing = ", ".join(fact for fact in here if here[fact] != there[fact])
             raise ValueError(f"{out / FILE} holds timings of other {differing}: take another --out")
-    done = {_key(group) for group in groups}
+    done = {key(group) for group in groups}
     jax.config.update("jax_enable_compilation_cache", False)  # what compiling takes is measured
     for block in blocks:
         for n in block.tokens:
@@ -89,7 +89,7 @@ def measure(
             for direction in bench.DIRECTIONS:
                 about = {"channels": block.channels, "heads": block.heads, "dtype": block.dtype}
                 about |= {"N": n, "direction": direction}
-                if _key(about) in done:
+                if key(about) in done:
                     continue
                 contestants, refused = _contestants(block, n, names)
                 sizes = sizes or {name: _size(*contestants[name]) for name in contestants}
@@ -103,7 +103,7 @@ def measure(
                         row[f"time / {REFERENCE}"] = ratios(took, name, REFERENCE)
                 rows |= {name: {"ms": said} for name, said in refused.items()}
                 listed = [{"attention": name, **row} for name, row in rows.items()]
-                groups.append({**about, **of, "rounds": rounds, "rows": listed, "made_on": made_on, "commit": commit()})
+                groups.append({**about, **of, "rounds": rounds, "rows": listed, "made_on": made_on, "commit": code})
                 _write(out / FILE, groups)
                 jax.clear_caches()
                 say(f"C {block.channels}, {block.dtype}, N {n:,}, {direction}: {len(took)} of {len(rows)} timed")
@@ -120,14 +120,14 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 
 def curve(
-    groups: Sequence[dict[str, Any]], attention: str, key: str, direction: str, block: Block = MAIN
+    groups: Sequence[dict[str, Any]], attention: str, column: str, direction: str, block: Block = MAIN
 ) -> dict[int, float]:
     """N -> the value of a column, the median of a spread, ascending in N; what was not measured is left out."""
     found = {}
     for group in groups:
-        if _key(group)[:3] == block[:3] and group["direction"] == direction:
+        if key(group)[:3] == block[:3] and group["direction"] == direction:
             for row in group["rows"]:
-                value = row.get(key)
+                value = row.get(column)
                 if row["attention"] == attention and not isinstance(value, str | None):
                     found[group["N"]] = value.median if isinstance(value, Spread) else value
     return dict(sorted(found.items()))
@@ -151,8 +151,9 @@ def crossing(own: dict[int, float], other: dict[int, float]) -> float | None:
     return low * (high / low) ** share
 
 
-def _key(about: dict[str, Any]) -> tuple:
-    return tuple(about[key] for key in ("channels", "heads", "dtype", "N", "direction"))
+def key(about: dict[str, Any]) -> tuple:
+    """Of a group: channels, heads, dtype, N, direction."""
+    return tuple(about[part] for part in ("channels", "heads", "dtype", "N", "direction"))
 
 
 def _contestants(block: Block, n: int, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -23,6 +23,7 @@ from the files of the runs; nothing in it is written by hand. The same in number
     flatten-jax compare run --preset digits --out DIR
     flatten-jax compare page DIR --output docs/comparison.md
 """
+MIDDLE = 3136  # the N that a table's other columns are of, or the largest below
 LEGEND = """top-1: percent of the test set after the last epoch, never of the best one, mean ± standard deviation over
 seeds. A seed fixes the first parameters, the order of the data and the augmentation, and "- softmax" is the mean
 difference to softmax with the same seed. Learning rate, recipe and steps are softmax's. G: 10^9 multiply-adds of an
@@ -98,7 +99,10 @@ def _costs(timed: list[dict[str, Any]], elsewhere: list[dict[str, Any]], picture
             f"left out.\n\n![Time over tokens]({picture})\n"
         )
         for key in dict.fromkeys((g["channels"], g["heads"], g["dtype"]) for g in timed):
-            yield from _cost_table([g for g in timed if (g["channels"], g["heads"], g["dtype"]) == key], key)
+            for direction in dict.fromkeys(g["direction"] for g in timed):
+                mine = [g for g in timed if costs.key(g)[:3] == key and g["direction"] == direction]
+                if mine:
+                    yield from _cost_table(mine, costs.Block(*key, ()), direction)
     for compiled in elsewhere:
         first = compiled["rows"][0]
         yield (
@@ -114,41 +118,28 @@ def _costs(timed: list[dict[str, Any]], elsewhere: list[dict[str, Any]], picture
         yield from _table(titles, rows)
 
 
-def _cost_table(groups: list[dict[str, Any]], key: tuple[int, int, str]) -> Iterator[str]:
-    """A row for each attention, the fastest at the largest N first; columns for N and direction."""
-    block = costs.Block(*key, ())
-    cells = {(row["attention"], group["N"], group["direction"]): row for group in groups for row in group["rows"]}
-    names = list(dict.fromkeys(name for name, _, _ in cells))
-    tokens = sorted({n for _, n, _ in cells})
-    middle = max((n for n in tokens if n <= 3136), default=tokens[0])
-    directions = list(dict.fromkeys(direction for _, _, direction in cells))
-    softmax = {d: costs.curve(groups, "softmax", "ms", d, block) for d in directions}
-    yield f"### C = {key[0]}, {key[1]} heads, {key[2]}\n"
-    titles = ["attention", "parameters", f"G at {middle:,}"]
-    titles += [f"{direction}, ms at {n:,}" for direction in directions for n in tokens]
-    titles += [f"time / linear at {middle:,}, {direction}" for direction in directions]
-    titles += [f"MiB at {middle:,}, {direction}" for direction in directions]
-    titles += ["compile, s"] + [f"faster than softmax from N, {direction}" for direction in directions]
+def _cost_table(groups: list[dict[str, Any]], block: costs.Block, direction: str) -> Iterator[str]:
+    """A row for each attention, the fastest at the largest N first; a column for the time at each N."""
+    cells = {(row["attention"], group["N"]): row for group in groups for row in group["rows"]}
+    tokens = sorted({n for _, n in cells})
+    middle = max((n for n in tokens if n <= MIDDLE), default=tokens[0])
+    softmax = costs.curve(groups, "softmax", "ms", direction, block)
+    titles = ["attention", "parameters", f"G at {middle:,}", *(f"ms at {n:,}" for n in tokens)]
+    titles += [f"time / linear at {middle:,}", f"MiB at {middle:,}", "compile, s", "faster than softmax from N"]
     rows = []
-    for name in names:
-        sizes = [cells[name, n, d] for n in tokens for d in directions if "parameters" in cells.get((name, n, d), {})]
-        at_middle = cells.get((name, middle, directions[0]), {})
-        row = [f"`{name}`", f"{sizes[0]['parameters']:,}" if sizes else "-"]
-        row.append(f"{at_middle['multiply-adds'] / 1e9:.3f}" if "multiply-adds" in at_middle else "-")
-        row += [_short(cells.get((name, n, d), {}).get("ms", "-")) for d in directions for n in tokens]
-        row += [_short(cells.get((name, middle, d), {}).get("time / linear", "-")) for d in directions]
-        row += [_short(cells.get((name, middle, d), {}).get("MiB", "-")) for d in directions]
-        compiling = [_short(cells.get((name, tokens[0], d), {}).get("compile s", "-")) for d in directions]
-        row.append(" / ".join(compiling))
-        for direction in directions:
-            crossed = costs.crossing(costs.curve(groups, name, "ms", direction, block), softmax[direction])
-            row.append("-" if "softmax" in name else "nowhere here" if crossed is None else f"{crossed:,.0f}")
-        rows.append(row)
-    last = {name: costs.curve(groups, name, "ms", directions[0], block) for name in names}
-    order = sorted(
-        range(len(names)), key=lambda i: (-max(last[names[i]], default=0), *list(last[names[i]].values())[-1:])
-    )
-    yield from _table(titles, [rows[i] for i in order])
+    for name in dict.fromkeys(name for name, _ in cells):
+        own = {n: cells[name, n] for n in tokens if (name, n) in cells}
+        size, times = own.get(middle, {}), costs.curve(groups, name, "ms", direction, block)
+        row = [f"`{name}`", f"{size['parameters']:,}" if "parameters" in size else "-"]
+        row.append(f"{size['multiply-adds'] / 1e9:.3f}" if "multiply-adds" in size else "-")
+        row += [_short(own[n]["ms"]) if n in own else "-" for n in tokens]
+        row += [_short(size.get(column, "-")) for column in ("time / linear", "MiB")]
+        row.append(_short(own.get(tokens[0], {}).get("compile s", "-")))
+        crossed = costs.crossing(times, softmax)
+        row.append("-" if "softmax" in name else "nowhere here" if crossed is None else f"{crossed:,.0f}")
+        rows.append(((-max(times, default=0), *list(times.values())[-1:]), row))
+    yield f"### C = {block.channels}, {block.heads} heads, {block.dtype}, {direction}\n"
+    yield from _table(titles, [row for _, row in sorted(rows, key=lambda entry: entry[0])])
 
 
 def _learned(preset: results.Preset, picture: str) -> Iterator[str]:

@@ -120,6 +120,7 @@ class Comparison:
         say: Callable[[str], None] = print,
     ):
         self.name, self.preset, self.folder, self.say = name, preset, out / name, say
+        commit()  # now, see there
         self._read, self._overrides = read_config, [*preset.overrides, *overrides]
         if own := [o for o in overrides if o.lstrip("-").partition("=")[0] in OF_A_CASE]:
             raise ValueError(f"{own[0]} is what the runs differ in: use --attentions, --seeds and --learning_rates")

@@ -67,6 +67,6 @@ def test_crossing_is_found_between_what_was_measured():
 
 
 def test_grid_has_squares():
-    assert costs.grid(tokens=[64, 36]) == tuple(block._replace(tokens=(36,)) for block in costs.GRID)
+    assert costs.grid(tokens=[64, 36]) == tuple(block._replace(tokens=(36, 64)) for block in costs.GRID)
     with pytest.raises(ValueError, match="50 tokens are no square grid"):
         costs.grid(tokens=[50])

@@ -95,7 +95,7 @@ def test_costs_have_a_table_and_a_picture_with_names_at_the_ends(tmp_path):
     assert costs.read(tmp_path) == groups
     page.write([tmp_path], tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
-    assert "| `softmax` | - | - | 0.10 (0.10-0.10) | left out: about 9 s a call |" in text
+    assert "| `softmax` | - | - | 0.10 (0.10-0.10) | left out: about 9 s a call | - | - | - | - |\n" in text
     assert (tmp_path / "page_costs.png").exists()
     for axes in pictures.cost_curves(groups).axes:
         assert [note.get_text() for note in axes.texts] == ["softmax", "linear", "inline"]
