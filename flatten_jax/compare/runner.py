@@ -269,8 +269,9 @@ def _inside(run: setup.Run, folder: Path) -> list[dict[str, Any]]:
     variables, _ = load_weights(folder, run.model)
     with contextlib.closing(run.eval_batches()) as batches:
         images = jax.device_get(next(batches)["image"])
-    task = run.task
-    return inside(run.model, variables, normalize(images, task.mean, task.std))
+    pictures = images.ndim == 4  # else tokens, which the model takes as they are
+    images = normalize(images, run.task.mean, run.task.std) if pictures else images
+    return inside(run.model, variables, images)
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

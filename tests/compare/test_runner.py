@@ -149,7 +149,7 @@ def test_presets_are_configs_of_main(name, monkeypatch):
     config = read_config(preset.config, list(preset.overrides))
     assert len(preset.rates) == 3 and config.train.epochs > preset.search_epochs >= config.train.warmup_epochs
     assert config.optimizer.min_learning_rate < min(preset.rates)
-    assert not config.train.ema_decay and config.model.name == "flatten_deit_t"
+    assert not config.train.ema_decay  # what is compared are the weights of the last step
 
 
 def test_a_preset_that_is_not_there():
