@@ -98,6 +98,10 @@ def compare_run(args: argparse.Namespace) -> None:
     if args.seeds < 1:
         raise ValueError(f"--seeds {args.seeds} must be at least 1")
     preset = presets.find(args.preset)
+    if not Path(preset.config.partition(":")[0]).is_file():
+        raise ValueError(
+            f"--preset {args.preset} is main.py with {preset.config}: start it in the folder that has both"
+        )
     attentions = runner.all_attentions() if args.attentions == ["all"] else _listed(args.attentions)
     # As main.py: Orbax and TFDS report every file at INFO.
     logging.set_verbosity(logging.WARNING)
