@@ -1,6 +1,7 @@
 """The command that sets all attentions side by side: `compare costs`, `compare run`, `compare page`."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def add_compare(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="compile for one chip of these too, v5e:2x2 (jax[tpu]), h100:1 (jax[cuda13]): bytes moved and fusions",
+        help="time nothing, compile for one chip of these: v5e:2x2 (jax[tpu]), h100:1 (jax[cuda13])",
     )
     costs.set_defaults(run=compare_costs)
 
@@ -75,16 +76,24 @@ def add_compare(commands: Any) -> None:
 
 
 def compare_costs(args: argparse.Namespace) -> None:
+    if args.topology:  # as `plan`: the compilers need no TPU or GPU, and must not look for one
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")
     from flatten_jax import runtime
     from flatten_jax.compare import costs
 
     runtime.keep_freed_memory()
     attentions = _listed(args.attentions)
-    grid = costs.grid(args.full, args.tokens)
-    limits = dict(seconds=args.limit, memory=None if args.memory_limit is None else args.memory_limit * 2**30)
-    costs.measure(Path(args.out), attentions, grid, rounds=args.rounds, say=_say, **limits)
     for topology in args.topology:
         costs.compile_elsewhere(Path(args.out), attentions, topology, _say)
+    if not args.topology:
+        grid = costs.grid(args.full, args.tokens)
+        limits = dict(seconds=args.limit, memory=None if args.memory_limit is None else args.memory_limit * 2**30)
+        costs.measure(Path(args.out), attentions, grid, rounds=args.rounds, say=_say, **limits)
 
 
 def compare_run(args: argparse.Namespace) -> None:

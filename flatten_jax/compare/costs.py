@@ -197,8 +197,8 @@ def compile_elsewhere(
 ) -> None:
     """What the compiler of a TPU or GPU that is not there makes of a layer's forward pass, on one chip, in bfloat16.
 
-    Writes compiled_TOPOLOGY.json: bytes moved and operations by XLA's cost analysis (none on GPUs), MiB of temporaries
-    and results, fusions and other kernels.
+    Writes compiled_TOPOLOGY.json, after each attention: bytes moved and operations by XLA's cost analysis (none on
+    GPUs), MiB of temporaries and results, fusions and other kernels.
 
     Raises:
         ValueError: the topology cannot be described, since its compiler is not installed for instance.
@@ -213,24 +213,29 @@ def compile_elsewhere(
 
     options = gpus.COMPILER_OPTIONS if topology.partition(":")[0] in gpus.GPUS else None
     block = MAIN._replace(dtype="bfloat16")
-    contestants, _ = _contestants(block, tokens, list(dict.fromkeys((REFERENCE, "softmax", *attentions))))
-    rows = []
+    names = list(dict.fromkeys((REFERENCE, "softmax", *attentions)))
+    contestants, _ = _contestants(block, tokens, names)
+    path = out / f"compiled_{topology.replace(':', '_')}.json"
+    content = json.loads(path.read_text()) if path.exists() else {"topology": topology, "rows": []}
+    content |= {"made_on": hardware(), "commit": commit()}
+    done = {row["attention"] for row in content["rows"]}
     for name, (layer, variables, inputs) in contestants.items():
+        if name in done:
+            continue
         row: dict[str, Any] = {"attention": name, "N": tokens, "dtype": block.dtype}
-        rows.append(row)
         args = jax.tree.map(on_chip, (variables, *inputs))
         try:
             compiled = jax.jit(layer).lower(*args).compile(options)
         except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
             row["said"] = str(error).splitlines()[0][:200]
-            continue
-        cost, memory, text = compiled.cost_analysis() or {}, compiled.memory_analysis(), compiled.as_text()
-        row |= {"bytes": cost.get("bytes accessed"), "flops": cost.get("flops")}
-        row["MiB"] = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20
-        row |= {"fusions": text.count(" fusion("), "custom calls": text.count(" custom-call(")}
-        say(f"{topology}: {name}, {row['fusions']} fusions")
-    content = {"topology": topology, "made_on": hardware(), "commit": commit(), "rows": rows}
-    _write(out / f"compiled_{topology.replace(':', '_')}.json", content)
+        else:
+            cost, memory, text = compiled.cost_analysis() or {}, compiled.memory_analysis(), compiled.as_text()
+            row |= {"bytes": cost.get("bytes accessed"), "flops": cost.get("flops")}
+            row["MiB"] = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20
+            row |= {"fusions": text.count(" fusion("), "custom calls": text.count(" custom-call(")}
+        content["rows"].append(row)
+        _write(path, content)
+        say(f"{topology}: {name}, {row.get('said') or str(row['fusions']) + ' fusions'}")
 
 
 def _write(path: Path, content: Any) -> None:
