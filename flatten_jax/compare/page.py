@@ -36,7 +36,8 @@ seeds. A seed fixes the first parameters, the order of the data and the augmenta
 difference to softmax with the same seed. Learning rate, recipe and steps are softmax's. G: 10^9 multiply-adds of an
 image. Inside, means over blocks, heads and pictures of the trained models, without local branches: rank and entropy as
 shares of the largest possible, distance in pixels from a query to what it attends to, focus the largest share of a row
-as a multiple of the mean. Of attentions without a matrix it is the influence of tokens on each other.
+as a multiple of the mean. Of attentions without a matrix it is the influence of tokens on each other. images/s: as the
+runs logged it, whatever else the machine did meanwhile; for speed there are the costs.
 """
 
 

@@ -13,6 +13,7 @@ from flatten_jax.compare.published import SAME_HOST
 from flatten_jax.compare.statistics import Kendall, Summary, kendall, paired, summary
 
 REFERENCE = "softmax"
+FEWEST = 4  # attentions of which an order can say anything: of three, p is never below .33
 LOOKS = ("rank", "entropy", "distance", "focus")
 
 
@@ -82,7 +83,7 @@ class Preset:
 
 
 def _kendall(pairs: Sequence[tuple[float, float]]) -> Kendall | None:
-    if len(pairs) < 2:
+    if len(pairs) < FEWEST:
         return None
     found = kendall(*map(list, zip(*pairs, strict=True)))
     return None if math.isnan(found.tau) else found
