@@ -1,5 +1,6 @@
 """Costs: all in the same rounds, what is there is kept, what is slow is left out."""
 
+import json
 from functools import partial
 
 import pytest
@@ -70,3 +71,18 @@ def test_grid_has_squares():
     assert costs.grid(tokens=[64, 36]) == tuple(block._replace(tokens=(36, 64)) for block in costs.GRID)
     with pytest.raises(ValueError, match="50 tokens are no square grid"):
         costs.grid(tokens=[50])
+
+
+def test_what_a_compiler_says_is_kept_attention_by_attention(tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "MAIN", BLOCK)
+    said = []
+    costs.compile_elsewhere(tmp_path, [], "cpu:1", said.append, tokens=36)
+    content = json.loads((tmp_path / "compiled_cpu_1.json").read_text())
+    rows = {row["attention"]: row for row in content["rows"]}
+    assert rows.keys() == {"linear", "softmax", bench.PLAIN, "softmax, jax.nn (XLA)"} and len(said) == 4
+    assert rows["softmax"]["bytes"] > 4 * 36 * 16 and rows["softmax"]["flops"] > 2 * 36 * 4 * 16**2
+    assert rows["softmax"]["fusions"] > 0
+    costs.compile_elsewhere(tmp_path, [], "cpu:1", said.append, tokens=36)
+    assert len(said) == 4
+    with pytest.raises(ValueError, match="write cpu:N"):
+        costs.compile_elsewhere(tmp_path, [], "cpu:x")
