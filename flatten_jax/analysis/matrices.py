@@ -1,4 +1,4 @@
-"""What can be measured on attention matrices: rank, entropy, distance. NumPy in float64."""
+"""What can be measured on attention matrices: rank, entropy, focus, distance. NumPy in float64."""
 
 import numpy as np
 
@@ -38,6 +38,18 @@ def entropy(matrix: np.ndarray) -> np.ndarray:
     """
     shares = _shares(matrix)
     return -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=-1)
+
+
+def focus(matrix: np.ndarray) -> np.ndarray:
+    """The largest share of each row as a multiple of the mean: 1 where a query attends to all alike, M where to one.
+
+    Args:
+        matrix: (..., N, M), rows taken as in `entropy`.
+
+    Returns:
+        (..., N).
+    """
+    return matrix.shape[-1] * _shares(matrix).max(axis=-1)
 
 
 def distance(matrix: np.ndarray, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ between the projections, for attentions that have streams.
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -161,37 +162,65 @@ def sweep(
         attention, N, direction, batch, dtype; ms (Spread) of a call, or why it was not run; MiB of temporaries and
         results by XLA's count, of parameters and inputs not; "x softmax, plain" (Spread): how many times faster.
     """
-    limit = LIMIT * free_memory() if memory_limit is None else memory_limit
     for n in tokens:
         for direction in DIRECTIONS:
-            calls, sizes, refused = {}, {}, {}
             contestants = layers(n, dtype, channels, num_heads, attentions, core)
-            for name, (layer, variables, inputs) in contestants.items():
-                inputs = [jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for x in inputs]
-                try:
-                    compiled = _compile(layer, direction, variables, inputs)
-                except jax.errors.JaxRuntimeError as error:  # a GPU's compiler tries kernels out
-                    if "RESOURCE_EXHAUSTED" not in str(error):
-                        raise
-                    refused[name] = "not run: no memory to compile"
-                    continue
-                memory = compiled.memory_analysis()
-                sizes[name] = memory.temp_size_in_bytes + memory.output_size_in_bytes
-                needed = sizes[name] + memory.argument_size_in_bytes
-                if needed > limit:
-                    refused[name] = f"not run: needs {needed / 2**30:.3g} GiB"
-                else:
-                    calls[name] = partial(_run, compiled, _inputs(compiled))
-            seconds = interleaved(calls, rounds=rounds)
-            for name in contestants:
-                row = {"attention": name, "N": n, "direction": direction, "batch": batch_size}
-                row["dtype"] = jnp.dtype(dtype).name
-                row["ms"] = refused.get(name) or Spread.of([1e3 * s for s in seconds[name]])
-                if name in sizes:
-                    row["MiB"] = sizes[name] / 2**20
+            measured, seconds = contest(contestants, direction, batch_size, rounds=rounds, memory_limit=memory_limit)
+            for name, row in measured.items():
+                about = {"attention": name, "N": n, "direction": direction, "batch": batch_size}
+                about["dtype"] = jnp.dtype(dtype).name
+                row = about | {key: value for key, value in row.items() if key != "compile s"}
                 if name in seconds and PLAIN in seconds:
                     row[f"x {PLAIN}"] = ratios(seconds, PLAIN, name)
                 yield row
+
+
+def contest(
+    contestants: dict[str, tuple[Layer, Any, list[jax.ShapeDtypeStruct]]],
+    direction: str,
+    batch_size: int = 1,
+    *,
+    rounds: int,
+    memory_limit: float | None = None,
+    left_out: Callable[[str], str] = lambda name: "",
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
+    """All of `layers` in turn, in one direction.
+
+    Args:
+        memory_limit: see `sweep`.
+        left_out: why one of them is not even compiled; "" where it is.
+
+    Returns:
+        ({name: ms (Spread) of a call, or why it was not run; MiB, compile s}, {name: seconds a call, in each round}).
+    """
+    limit = LIMIT * free_memory() if memory_limit is None else memory_limit
+    calls, rows, arrays = {}, {}, {}
+    for name, (layer, variables, inputs) in contestants.items():
+        rows[name] = row = {"ms": left_out(name)}
+        if row["ms"]:
+            continue
+        inputs = [jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for x in inputs]
+        began = time.perf_counter()
+        try:
+            compiled = _compile(layer, direction, variables, inputs)
+        except jax.errors.JaxRuntimeError as error:  # a GPU's compiler tries kernels out
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            row["ms"] = "not run: no memory to compile"
+            continue
+        row["compile s"] = time.perf_counter() - began
+        memory = compiled.memory_analysis()
+        size = memory.temp_size_in_bytes + memory.output_size_in_bytes
+        row["MiB"] = size / 2**20
+        needed = size + memory.argument_size_in_bytes
+        if needed > limit:
+            row["ms"] = f"not run: needs {needed / 2**30:.3g} GiB"
+        else:
+            calls[name] = partial(_run, compiled, _inputs(compiled, arrays))
+    seconds = interleaved(calls, rounds=rounds)
+    for name, took in seconds.items():
+        rows[name]["ms"] = Spread.of([1e3 * s for s in took])
+    return rows, seconds
 
 
 def _compile(layer: Layer, direction: str, variables: Any, inputs: Sequence[jax.ShapeDtypeStruct]) -> Any:
@@ -211,11 +240,23 @@ def _compile(layer: Layer, direction: str, variables: Any, inputs: Sequence[jax.
     return jax.jit(both, compiler_options=compiler_options()).lower(variables, inputs, out).compile()
 
 
-def _inputs(compiled: Any) -> Any:
-    """Noise for every argument, also the variables: nothing that is computed here takes longer for other values."""
-    rng = np.random.default_rng(0)
+def _inputs(compiled: Any, arrays: dict[Any, jax.Array] | None = None) -> Any:
+    """Noise for every argument, also the variables: nothing that is computed here takes longer for other values.
+
+    Args:
+        arrays: by shape and dtype, to be used again: many layers have the same, which need be in memory once.
+    """
     args, _ = compiled.args_info
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape).astype(np.float32), x.dtype), args)
+    arrays = {} if arrays is None else arrays
+
+    def made(x: Any) -> jax.Array:
+        key = x.shape, x.dtype
+        if key not in arrays:
+            noise = np.random.default_rng(len(arrays)).normal(size=x.shape)
+            arrays[key] = jnp.asarray(noise.astype(np.float32), x.dtype)
+        return arrays[key]
+
+    return jax.tree.map(made, args)
 
 
 def _run(compiled: Any, inputs: Any) -> None:

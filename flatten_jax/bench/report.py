@@ -1,8 +1,10 @@
 """What a benchmark gives: rows with their spread, the machine they were measured on, a table and a JSON file."""
 
 import datetime
+import functools
 import json
 import platform
+import subprocess
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -46,6 +48,21 @@ def hardware() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def commit() -> str:
+    """The commit that this code is of, with "+" where files were changed since; "unknown" outside of a checkout.
+
+    As it is when first asked: what is committed while a program runs is not what it runs.
+    """
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        head = subprocess.run((*git, "rev-parse", "--short=12", "HEAD"), capture_output=True, text=True, check=True)
+        changed = subprocess.run((*git, "diff", "--quiet", "HEAD", "--", ":/flatten_jax"), capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + "+" * bool(changed.returncode)
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -56,20 +73,21 @@ def _processor() -> str:
 
 def line(row: dict[str, Any]) -> str:
     """A row as it comes, while others are still measured."""
-    return "  ".join(f"{name} {_cell(value)}" for name, value in row.items())
+    return "  ".join(f"{name} {cell(value)}" for name, value in row.items())
 
 
 def table(result: Result) -> str:
     """A Markdown table; spreads are written median (lowest-highest)."""
     columns = list(dict.fromkeys(name for row in result.rows for name in row))
     lines = [columns, ["---"] * len(columns)]
-    lines += [[_cell(row[name]) if name in row else "" for name in columns] for row in result.rows]
+    lines += [[cell(row[name]) if name in row else "" for name in columns] for row in result.rows]
     body = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     machine = ", ".join(f"{name} {value}" for name, value in result.made_on.items())
     return f"\n{result.title} ({machine})\n\n{body}"
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value in a table: two or three digits, spreads as median (lowest-highest)."""
     if isinstance(value, Spread):
         digits = max(0, 2 - len(str(int(value.median)))) + (value.median < 10)
         return f"{value:.{digits}f}"

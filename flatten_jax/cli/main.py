@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from flatten_jax import extras
-from flatten_jax.cli import attentions, config, data, linearize, look, lra, measure, weights
+from flatten_jax.cli import attentions, compare, config, data, linearize, look, lra, measure, weights
 
 COMMANDS = (
     look.add_models,
@@ -20,6 +20,7 @@ COMMANDS = (
     look.add_visualize,
     look.add_curves,
     measure.add_bench,
+    compare.add_compare,
     data.add_prepare,
     lra.add_lra,
 )

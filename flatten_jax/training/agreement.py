@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from flatten_jax import paths
+from flatten_jax.training.lock import FolderInUseError
 from flatten_jax.training.settings import SETTINGS, flat
 
 CLASSES_FILE = "classes.json"  # in a run's folder: the name of every class, by label
@@ -123,13 +124,15 @@ def check_same_everywhere(config: ml_collections.ConfigDict, facts: Mapping[str,
 
 
 def refuse_if_taken(folder: Any, by: str, wait_seconds: float) -> None:
-    """ValueError in every process where the first one was told that another run has the folder."""
+    """FolderInUseError in every process where the first one was told that another run has the folder."""
     taken = bool(by)
     if jax.process_count() > 1:
         with waiting("the other processes to have read their data", wait_seconds):
             taken = bool(multihost_utils.broadcast_one_to_all(np.array(taken)))
     if taken:
-        raise ValueError(f"{folder} is in use by {by or 'another run'}: end that one first, or take another --workdir")
+        raise FolderInUseError(
+            f"{folder} is in use by {by or 'another run'}: end that one first, or take another --workdir"
+        )
 
 
 def claim(folder: Any, config: ml_collections.ConfigDict, class_names: Sequence[str]) -> None:

@@ -18,15 +18,19 @@ LOCK_FILE = "lock"
 PATIENCE = 5.0  # seconds that a process which was told to end may take
 
 
+class FolderInUseError(ValueError):
+    """Another process has the run's folder."""
+
+
 @contextlib.contextmanager
-def only_run_in(folder: Path) -> Iterator[str]:
-    """Hold the lock of a folder, which is made; gives who else has it, or "".
+def only_run_in(folder: Path, patience: float = PATIENCE) -> Iterator[str]:
+    """Hold the lock of a folder, which is made; gives who else has it, or "", after as many seconds of patience.
 
     The system lets go of it with the process, a killed one too: the file that stays says nothing by itself.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK_FILE, "a+") as file:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + patience
         while other := _try(file, folder):
             if time.monotonic() > end:
                 yield other

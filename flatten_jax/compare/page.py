@@ -1,0 +1,261 @@
+"""The page of a comparison: tables and pictures of what its folders hold, and what they do not."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flatten_jax.attention import attention_class, list_attentions
+from flatten_jax.bench.report import cell
+from flatten_jax.bench.timing import Spread
+from flatten_jax.compare import costs, pictures, results
+from flatten_jax.compare.presets import PRESETS
+from flatten_jax.compare.published import HOST, PUBLISHED
+from flatten_jax.compare.statistics import Kendall, Summary
+
+INTRODUCTION = """# Comparison
+
+Every attention of the library on one host, by one recipe, on one machine. `flatten-jax compare page` writes this page
+from the files of the runs; nothing in it is written by hand. The same in numbers: [{json}]({json}).
+
+    flatten-jax compare costs --out DIR                                  # nothing is trained
+    flatten-jax compare run --preset digits --out DIR                    # --attentions softmax linear ... --seeds 3
+    flatten-jax compare run --preset digits --out DIR --patterns evenly:1 first:1 --learning_rates best
+    flatten-jax compare page DIR --output docs/comparison.md --overwrite
+
+A run is one of main.py, in `DIR/PRESET/runs/`: `flatten-jax curves`, `predict` and `main.py --mode=eval` take it. What
+is finished is skipped and what was killed goes on, also where several machines are given the same DIR. Everything but
+the attention is held fixed: host, data and their order, first seeds, steps, augmentation, schedule. The learning rate
+is the best of three for softmax; `--learning_rates best` adds each attention's own. Hybrids (`--patterns`) keep softmax
+in some blocks. CIFAR-10 is given as for `configs/cifar10.py`: `--config.data.folder=PATH`.
+"""
+MIDDLE = 3136  # the N that a table's other columns are of, or the largest below
+LEGEND = """top-1: percent of the test set after the last epoch, never of the best one, mean ± standard deviation over
+seeds. A seed fixes the first parameters, the order of the data and the augmentation, and "- softmax" is the mean
+difference to softmax with the same seed. Learning rate, recipe and steps are softmax's. G: 10^9 multiply-adds of an
+image. Inside, means over blocks, heads and pictures of the trained models, without local branches: rank and entropy as
+shares of the largest possible, distance in pixels from a query to what it attends to, focus the largest share of a row
+as a multiple of the mean. Of attentions without a matrix it is the influence of tokens on each other. images/s: as the
+runs logged it, whatever else the machine did meanwhile; for speed there are the costs.
+"""
+
+
+def write(folders: Sequence[Path], output: Path, overwrite: bool = False) -> list[Path]:
+    """The page, its JSON and its pictures; the paths that were written.
+
+    Raises:
+        ValueError: a folder without costs and runs, or an output that is no .md.
+        FileExistsError: one of the files is there and `overwrite` is not.
+    """
+    if output.suffix != ".md":
+        raise ValueError(f"--output {output} must end in .md")
+    timed, presets, elsewhere = [], [], []
+    for folder in folders:
+        found = costs.read(folder), results.read(folder)
+        if not any(found):
+            raise ValueError(f"{folder} holds neither {costs.FILE} nor runs of `flatten-jax compare run`")
+        if timed and found[0]:
+            raise ValueError(f"{folder} is the second of the folders with {costs.FILE}: give one")
+        timed, presets = timed + found[0], presets + found[1]
+        elsewhere += [json.loads(path.read_text()) for path in sorted(folder.glob("compiled_*.json"))]
+    files = {"json": output.with_suffix(".json")}
+    if timed:
+        files["costs"] = output.with_name(f"{output.stem}_costs.png")
+    for preset in presets:
+        files[preset.name] = output.with_name(f"{output.stem}_{preset.name}.png")
+    for path in (output, *files.values()):
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists already: choose another --output, or --overwrite")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    names = {kind: path.name for kind, path in files.items()}
+    text = [INTRODUCTION.format(json=names["json"]), *_costs(timed, elsewhere, names.get("costs"))]
+    for preset in presets:
+        text += _learned(preset, names[preset.name])
+    text += _not_run(timed, elsewhere, presets)
+    output.write_text("\n".join(text))
+    content = {"costs": timed, "compiled": elsewhere, "learned": [_plain(preset) for preset in presets]}
+    files["json"].write_text(json.dumps(content, indent=1, default=asdict) + "\n")
+    if timed:
+        pictures.cost_curves(timed, _costs_title(timed)).savefig(files["costs"], dpi=120)
+    for preset in presets:
+        pictures.accuracies(preset).savefig(files[preset.name], dpi=120)
+    return [output, *files.values()]
+
+
+def _costs_title(timed: Sequence[dict[str, Any]]) -> str:
+    block = costs.MAIN
+    return f"one layer, C = {block.channels}, h = {block.heads}, batch 1, {block.dtype}; {_machine(timed[0])}"
+
+
+def _machine(group: dict[str, Any]) -> str:
+    made_on = group["made_on"]
+    device = "" if made_on["device"] == "cpu" else f"{made_on['device']}, "
+    return f"{device}{made_on['cores']} cores of {made_on['processor']}, JAX {made_on['jax']}"
+
+
+def _costs(timed: list[dict[str, Any]], elsewhere: list[dict[str, Any]], picture: str | None) -> Iterator[str]:
+    if timed:
+        yield "## What a layer costs\n"
+        commits = sorted({group["commit"] for group in timed})
+        dates = sorted({group["made_on"]["date"] for group in timed})
+        rounds = sorted({group["rounds"] for group in timed})
+        yield (
+            f"From tokens to result with its projections, one image. {_machine(timed[0])}; {_and(dates)}; commit "
+            f"{_and(commits)}.\nAll take turns in {_and(rounds)} rounds; a time is the median (lowest-highest), and a "
+            f"ratio is of times of the same\nround. What would take seconds a call, or more memory than there is, is "
+            f"left out.\n\n![Time over tokens]({picture})\n"
+        )
+        for key in dict.fromkeys((g["channels"], g["heads"], g["dtype"]) for g in timed):
+            for direction in dict.fromkeys(g["direction"] for g in timed):
+                mine = [g for g in timed if costs.key(g)[:3] == key and g["direction"] == direction]
+                if mine:
+                    yield from _cost_table(mine, costs.Block(*key, ()), direction)
+    for compiled in elsewhere:
+        first = compiled["rows"][0]
+        yield (
+            f"### By the compiler for {compiled['topology']}\n\nNothing was run: what its compiler makes of the "
+            f"forward pass, one chip, N = {first['N']:,}, {first['dtype']}; commit {compiled['commit']}.\n"
+        )
+        columns = ("bytes", "flops", "MiB", "fusions", "custom calls", "said")
+        rows = [
+            [f"`{r['attention']}`", *("-" if r.get(c) is None else _short(r[c]) for c in columns)]
+            for r in compiled["rows"]
+        ]
+        titles = ("attention", "bytes moved", "operations", "MiB", "fusions", "custom calls", "not compiled")
+        yield from _table(titles, rows)
+
+
+def _cost_table(groups: list[dict[str, Any]], block: costs.Block, direction: str) -> Iterator[str]:
+    """A row for each attention, the fastest at the largest N first; a column for the time at each N."""
+    cells = {(row["attention"], group["N"]): row for group in groups for row in group["rows"]}
+    tokens = sorted({n for _, n in cells})
+    middle = max((n for n in tokens if n <= MIDDLE), default=tokens[0])
+    softmax = costs.curve(groups, "softmax", "ms", direction, block)
+    titles = ["attention", "parameters", f"G at {middle:,}", *(f"ms at {n:,}" for n in tokens)]
+    titles += [f"time / linear at {middle:,}", f"MiB at {middle:,}", "compile, s", "faster than softmax from N"]
+    rows = []
+    for name in dict.fromkeys(name for name, _ in cells):
+        own = {n: cells[name, n] for n in tokens if (name, n) in cells}
+        size, times = own.get(middle, {}), costs.curve(groups, name, "ms", direction, block)
+        row = [f"`{name}`", f"{size['parameters']:,}" if "parameters" in size else "-"]
+        row.append(f"{size['multiply-adds'] / 1e9:.3f}" if "multiply-adds" in size else "-")
+        row += [_short(own[n]["ms"]) if n in own else "-" for n in tokens]
+        row += [_short(size.get(column, "-")) for column in ("time / linear", "MiB")]
+        row.append(_short(own.get(tokens[0], {}).get("compile s", "-")))
+        crossed = costs.crossing(times, softmax)
+        row.append("-" if "softmax" in name else "nowhere here" if crossed is None else f"{crossed:,.0f}")
+        rows.append(((-max(times, default=0), *list(times.values())[-1:]), row))
+    yield f"### C = {block.channels}, {block.heads} heads, {block.dtype}, {direction}\n"
+    yield from _table(titles, [row for _, row in sorted(rows, key=lambda entry: entry[0])])
+
+
+def _learned(preset: results.Preset, picture: str) -> Iterator[str]:
+    machines = [f"{count} runs on {machine} at commit {commit}" for (machine, commit), count in preset.made.items()]
+    yield f"## What they learn: {preset.name}\n\n{preset.about}. {'; '.join(machines)}.\n"
+    tried = "; ".join(
+        f"{entry['rate']:g}: {entry['status'] if entry['top1'] is None else format(entry['top1'], '.1f') + ' %'}"
+        for entry in preset.tried
+    )
+    yield f"Learning rate {preset.rate:g} for a batch of 512, the best of softmax in a short search ({tried}).\n"
+    yield f"![Accuracies]({picture})\n"
+    own = any(row.rate is not None and row.label != results.REFERENCE for row in preset.rows)
+    titles = ["attention", "seeds", "top-1", "- softmax", *(["own best of three"] if own else [])]
+    titles += ["published", "parameters", "G", "images/s", *results.LOOKS]
+    rows = []
+    for row in preset.rows:
+        cells = [f"`{row.label}`", str(len(row.top1)), _pm(row.mean), _pm(row.difference, "+")]
+        if own:
+            cells.append("-" if row.rate is None else f"{_pm(results.summary(list(row.own.values())))} at {row.rate:g}")
+        said = PUBLISHED.get(row.label)
+        cells.append("-" if said is None else f"{said.top1}{'*' if said.changed else ''}")
+        facts = row.facts
+        cells.append(f"{facts['parameters']:,.0f}" if "parameters" in facts else "-")
+        cells.append(_short(facts["multiply_adds"] / 1e9) if "multiply_adds" in facts else "-")
+        cells.append(f"{facts['images_per_second']:.0f}" if "images_per_second" in facts else "-")
+        cells += [_short(row.looks[look]) if look in row.looks else "-" for look in results.LOOKS]
+        rows.append(cells)
+    yield from _table(titles, rows)
+    yield LEGEND
+    yield (
+        f"published: top-1 of {HOST}, by the authors; * with another host than DeiT's, not counted below. "
+        f"{_agreement('This order and the published one of the same host', preset.agreement())}\n"
+    )
+    said = [_agreement(f"Top-1 and {look}", preset.explained(look)) for look in results.LOOKS]
+    yield f"Do ranks and focus explain it, over all attentions here? {' '.join(said)}\n"
+    failed = [f"- `{r.label}`, seed {seed}: {why}" for r in preset.rows for seed, why in sorted(r.failed.items())]
+    yield "\n".join(["No result:", "", *failed, ""] if failed else ["No run failed.\n"])
+
+
+def _agreement(what: str, found: Kendall | None) -> str:
+    if found is None:
+        return f"{what}: too few to compare."
+    return f"{what}: Kendall's tau-b {found.tau:.2f}, p = {found.p:.2g} (exact, {found.count} attentions)."
+
+
+def _not_run(timed: list, elsewhere: list, presets: list[results.Preset]) -> Iterator[str]:
+    """What is not in the folders."""
+    said = []
+    every = [name for name in list_attentions() if not attention_class(name).takes_before]
+    for preset in presets:
+        there = {row.label for row in preset.rows}
+        if missing := [name for name in every if name not in there]:
+            said.append(f"`{preset.name}` without {', '.join(missing)}")
+        seeds = max((len(row.top1) + len(row.failed) for row in preset.rows), default=0)
+        if fewer := [row.label for row in preset.rows if len(row.top1) + len(row.failed) < seeds]:
+            said.append(f"`{preset.name}` with fewer than {seeds} seeds of {', '.join(fewer)}")
+        if preset.under_way:
+            said.append(f"{len(preset.under_way)} runs of `{preset.name}` are not finished")
+    names = {preset.name for preset in presets}
+    said += [f"preset `{name}` ({preset.about})" for name, preset in PRESETS.items() if name not in names]
+    if not timed:
+        said.append("costs")
+    compiled = {entry["topology"].partition(":")[0] for entry in elsewhere}
+    if not any(topology.startswith("v") for topology in compiled):
+        said.append("the TPU's compiler (`compare costs --topology v5e:2x2`)")
+    if not any(topology[:1] in "ah" for topology in compiled):
+        said.append("the GPU's compiler (`compare costs --topology h100:1`)")
+    if all(group["made_on"]["device"] == "cpu" for group in timed):
+        said.append("times on a GPU or TPU")
+    yield "## What was not run\n"
+    yield "\n".join(f"- {line}" for line in said) + "\n"
+
+
+def _plain(preset: results.Preset) -> dict[str, Any]:
+    """For JSON."""
+    made = [{"machine": machine, "commit": commit, "runs": n} for (machine, commit), n in preset.made.items()]
+    rows = [
+        {
+            **asdict(row),
+            "mean": row.mean and row.mean._asdict(),
+            "difference": row.difference and row.difference._asdict(),
+        }
+        for row in preset.rows
+    ]
+    found = {"published": preset.agreement(), **{look: preset.explained(look) for look in results.LOOKS}}
+    return {
+        **{name: getattr(preset, name) for name in ("name", "about", "rate", "tried", "under_way")},
+        "made": made,
+        "rows": rows,
+        "kendall": {name: value and value._asdict() for name, value in found.items()},
+    }
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    lines = [titles, ["---"] * len(titles), *rows]
+    yield "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def _short(value: Any) -> str:
+    return cell(value) if isinstance(value, Spread | float) else str(value)
+
+
+def _pm(found: Summary | None, sign: str = "") -> str:
+    if found is None:
+        return "-"
+    spread = "" if found.spread is None else f" ± {found.spread:.2f}"
+    return f"{found.mean:{sign}.2f}{spread}"
+
+
+def _and(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,105 @@
+"""The page and its JSON, from files of runs that were made up."""
+
+import itertools
+import json
+
+import pytest
+
+from flatten_jax.bench.timing import Spread
+from flatten_jax.cli.main import main
+from flatten_jax.compare import costs, page, pictures, results
+from flatten_jax.compare.statistics import Summary
+
+MADE_ON = {"device": "cpu", "cores": 2, "processor": "some", "jax": "0.10", "flax": "0.12", "python": "3.11"}
+MADE_ON["date"] = "2026-01-01"
+TOP1 = {"softmax": (70.0, 72.0), "linear": (69.0, 69.0), "focused": (90.0, 94.0), "hydra": (60.0,)}
+LOOK = {"block": 0, "kind": "x", "keys": 16, "uniform": 2.0}
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    home = tmp_path / "digits"
+    write(home / "preset.json", {"preset": "digits", "about": "Digits", "config": {}})
+    tried = [{"rate": 0.1, "status": "finished", "top1": 50.0}, {"rate": 0.2, "status": "not finite", "top1": None}]
+    write(home / "rate_softmax.json", {"attention": "softmax", "hybrid": "", "chosen": 0.1, "tried": tried})
+    write(home / "rate_linear.json", {"attention": "linear", "hybrid": "", "chosen": 0.2, "tried": tried})
+    common = {"preset": "digits", "hybrid": "", "rate": 0.1, "made_on": MADE_ON, "commit": "abc", "said": ""}
+    for i, (name, values) in enumerate(TOP1.items()):
+        for seed, top1 in enumerate(values):
+            look = LOOK | {"rank": 4.0 * (i + 1), "entropy": 1.0, "distance": 3.0, "focus": 2.0 + i}
+            size = {"parameters": 1000, "multiply_adds": 2_000_000, "images_per_second": 300.0, "inside": [look]}
+            one = common | size | {"attention": name, "seed": seed, "status": "finished", "top1": top1, "loss": 1.0}
+            write(home / "runs" / f"{name}-s{seed}" / "result.json", one)
+    write(home / "runs" / "own" / "result.json", one | {"attention": "linear", "seed": 0, "rate": 0.2, "top1": 75.0})
+    failed = common | {"attention": "hydra", "seed": 1, "status": "not finite", "said": "step 7 is not finite"}
+    write(home / "runs" / "hydra-s1" / "result.json", failed)
+    (home / "runs" / "taylor-s0").mkdir()
+    return tmp_path
+
+
+def test_means_differences_and_failures(folder):
+    (preset,) = results.read(folder)
+    assert [row.label for row in preset.rows] == ["focused", "softmax", "linear", "hydra"]
+    focused, softmax, linear, hydra = preset.rows
+    assert softmax.mean == Summary(71.0, pytest.approx(2**0.5), 2) and softmax.difference is None
+    assert focused.difference == Summary(21.0, pytest.approx(2**0.5), 2)  # 20 and 22, seed by seed
+    assert linear.top1 == {0: 69.0, 1: 69.0} and linear.own == {0: 75.0} and linear.rate == 0.2
+    assert hydra.mean == Summary(60.0, None, 1) and hydra.failed == {1: "not finite: step 7 is not finite"}
+    assert preset.under_way == ["taylor-s0"] and sum(preset.made.values()) == 9
+    assert linear.looks == {"rank": 0.5, "entropy": 0.5, "distance": 3.0, "focus": 3.0}
+    tau = preset.agreement()  # ours: focused, softmax, linear, hydra; published likewise
+    assert (tau.tau, tau.count) == (1.0, 4) and tau.p == pytest.approx(2 / 24)
+    assert preset.explained("rank").tau == pytest.approx(-2 / 6)
+    assert preset.explained("entropy") is None  # all are alike
+
+
+def test_page_says_what_was_run_and_what_was_not(folder, capsys):
+    target = folder / "comparison.md"
+    main(["compare", "page", str(folder), "--output", str(target)])
+    text = target.read_text()
+    assert (
+        "| `focused` | 2 | 92.00 ± 2.83 | +21.00 ± 1.41 | - | 74.1 | 1,000 | 0.002 | 300 | 0.75 | 0.5 | 3 | 4 |" in text
+    )
+    assert "| `linear` | 2 | 69.00 ± 0.00 | -2.00 ± 1.41 | 75.00 at 0.2 |" in text
+    assert "- `hydra`, seed 1: not finite: step 7 is not finite" in text
+    assert "1 runs of `digits` are not finished" in text and "preset `cifar10-small`" in text and "- costs" in text
+    assert "Kendall's tau-b 1.00, p = 0.083 (exact, 4 attentions)" in text
+    said = json.loads((folder / "comparison.json").read_text())["learned"][0]
+    assert [row["mean"]["mean"] for row in said["rows"]] == [92.0, 71.0, 69.0, 60.0]
+    assert (folder / "comparison_digits.png").stat().st_size > 1000
+    with pytest.raises(SystemExit, match="exists already: choose another --output, or --overwrite"):
+        main(["compare", "page", str(folder), "--output", str(target)])
+    with pytest.raises(SystemExit, match=r"holds neither costs.json nor runs"):
+        main(["compare", "page", str(folder / "digits"), "--output", str(folder / "other.md")])
+
+
+def group(n, direction, ms):
+    about = {"channels": 384, "heads": 6, "dtype": "float32", "N": n, "direction": direction, "rounds": 3}
+    rows = [{"attention": name, "ms": Spread(v, v, v) if v else "left out: about 9 s a call"} for name, v in ms.items()]
+    return about | {"rows": rows, "made_on": MADE_ON, "commit": "abc"}
+
+
+def test_costs_have_a_table_and_a_picture_with_names_at_the_ends(tmp_path):
+    grey = {f"other{i}": 3.0 + i for i in range(12)}
+    groups = [
+        group(n, direction, {"linear": n / 100, "softmax": n**2 / 1e5 if n < 999 else None, "inline": n / 90, **grey})
+        for n in (100, 10000)
+        for direction in ("forward", "forward + backward")
+    ]
+    costs._write(tmp_path / costs.FILE, groups)
+    assert costs.read(tmp_path) == groups
+    page.write([tmp_path], tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "| `softmax` | - | - | 0.10 (0.10-0.10) | left out: about 9 s a call | - | - | - | - |\n" in text
+    assert (tmp_path / "page_costs.png").exists()
+    for axes in pictures.cost_curves(groups).axes:
+        assert [note.get_text() for note in axes.texts] == ["softmax", "linear", "inline"]
+        assert len(axes.lines) == 15
+        heights = [note.xyann[1] for note in axes.texts]
+        assert min(b - a for a, b in itertools.pairwise(heights)) >= pictures.APART - 1e-9
+        assert sum(line.get_color() == pictures.GREY for line in axes.lines) == 12
