@@ -38,8 +38,9 @@ def _settings(**sections: dict[str, object]) -> tuple[str, ...]:
 
 
 PRESETS: dict[str, Preset] = {
-    # 440 steps, so that all attentions and three seeds take about an hour of one CPU core: a run is half a minute,
-    # two thirds of it for compiling. Three blocks compile faster written out than as a loop, 14 s against 18.
+    # 440 steps: a run is 40 to 50 s of one CPU core beside other work, two thirds of it for compiling, which more steps
+    # would not change; all attentions and three seeds are about an hour and a half of it. Three blocks compile faster
+    # written out than as a loop, 14 s against 18.
     "digits": Preset(
         "configs/digits.py",
         _settings(
