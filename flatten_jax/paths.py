@@ -77,10 +77,14 @@ def absolute(path: Any) -> Any:
 
 
 def write_text(path: Any, text: str) -> None:
-    """Whole or not at all, also where a process is killed meanwhile; an object of a bucket always is."""
+    """Whole or not at all, also where a process is killed meanwhile; an object of a bucket always is.
+
+    The folder is made.
+    """
     if is_bucket(path):
         path.write_text(text)
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     temporary.replace(path)

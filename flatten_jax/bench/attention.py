@@ -7,6 +7,7 @@ between the projections, for attentions that have streams.
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -244,19 +245,21 @@ def _inputs(compiled: Any, arrays: dict[Any, jax.Array] | None = None) -> Any:
     """Noise for every argument, also the variables: nothing that is computed here takes longer for other values.
 
     Args:
-        arrays: by shape and dtype, to be used again: many layers have the same, which need be in memory once.
+        arrays: to be used again, as many layers have arguments of the same shapes, which need be in memory once. Those
+            of one call are different arrays: a cache would hold fewer bytes than the layer reads.
     """
-    args, _ = compiled.args_info
-    arrays = {} if arrays is None else arrays
+    leaves, tree = jax.tree.flatten(compiled.args_info[0])
+    arrays, seen = {} if arrays is None else arrays, Counter()
 
     def made(x: Any) -> jax.Array:
         key = x.shape, x.dtype
-        if key not in arrays:
+        seen[key] += 1
+        if (*key, seen[key]) not in arrays:
             noise = np.random.default_rng(len(arrays)).normal(size=x.shape)
-            arrays[key] = jnp.asarray(noise.astype(np.float32), x.dtype)
-        return arrays[key]
+            arrays[*key, seen[key]] = jnp.asarray(noise.astype(np.float32), x.dtype)
+        return arrays[*key, seen[key]]
 
-    return jax.tree.map(made, args)
+    return jax.tree.unflatten(tree, map(made, leaves))
 
 
 def _run(compiled: Any, inputs: Any) -> None:

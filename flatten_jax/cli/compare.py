@@ -52,7 +52,7 @@ def add_compare(commands: Any) -> None:
     )
     run.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default 3)")
     run.add_argument(
-        "--learning_rates",
+        "--learning-rates",
         choices=("softmax", "best"),
         default="softmax",
         help="softmax: the one that is "

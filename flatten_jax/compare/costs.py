@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flatten_jax import paths
 from flatten_jax.bench import attention as bench
 from flatten_jax.bench.report import commit, hardware
 from flatten_jax.bench.timing import Spread, ratios
@@ -239,7 +240,4 @@ def compile_elsewhere(
 
 
 def _write(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1, default=asdict) + "\n")
-    temporary.replace(path)
+    paths.write_text(path, json.dumps(content, indent=1, default=asdict) + "\n")

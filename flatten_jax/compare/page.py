@@ -21,13 +21,13 @@ from the files of the runs; nothing in it is written by hand. The same in number
 
     flatten-jax compare costs --out DIR                                  # nothing is trained
     flatten-jax compare run --preset digits --out DIR                    # --attentions softmax linear ... --seeds 3
-    flatten-jax compare run --preset digits --out DIR --patterns evenly:1 first:1 --learning_rates best
+    flatten-jax compare run --preset digits --out DIR --patterns evenly:1 first:1 --learning-rates best
     flatten-jax compare page DIR --output docs/comparison.md --overwrite
 
 A run is one of main.py, in `DIR/PRESET/runs/`: `flatten-jax curves`, `predict` and `main.py --mode=eval` take it. What
 is finished is skipped and what was killed goes on, also where several machines are given the same DIR. Everything but
 the attention is held fixed: host, data and their order, first seeds, steps, augmentation, schedule. The learning rate
-is the best of three for softmax; `--learning_rates best` adds each attention's own. Hybrids (`--patterns`) keep softmax
+is the best of three for softmax; `--learning-rates best` adds each attention's own. Hybrids (`--patterns`) keep softmax
 in some blocks. CIFAR-10 is given as for `configs/cifar10.py`: `--config.data.folder=PATH`.
 """
 MIDDLE = 3136  # the N that a table's other columns are of, or the largest below

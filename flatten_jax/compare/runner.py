@@ -23,6 +23,7 @@ import jax
 import ml_collections
 
 from flatten_jax import attention as attentions_of
+from flatten_jax import paths
 from flatten_jax.analysis.curves import read_metrics
 from flatten_jax.bench.report import commit, hardware
 from flatten_jax.compare import patterns
@@ -123,7 +124,7 @@ class Comparison:
         commit()  # now, see there
         self._read, self._overrides = read_config, [*preset.overrides, *overrides]
         if own := [o for o in overrides if o.lstrip("-").partition("=")[0] in OF_A_CASE]:
-            raise ValueError(f"{own[0]} is what the runs differ in: use --attentions, --seeds and --learning_rates")
+            raise ValueError(f"{own[0]} is what the runs differ in: use --attentions, --seeds and --learning-rates")
         config = setup.prepare(self._config([f"--config.model.attn_type={REFERENCE}"])).config
         self.entries = setup.model_of(config).attn_entries
         self._claim(json.loads(config.to_json_best_effort()))
@@ -223,7 +224,7 @@ class Comparison:
             model = setup.model_of(settings.checked(config))
         except ValueError as error:
             return {"status": "does not fit", "said": str(error)}
-        size = {"parameters": num_params(model), "multiply_adds": _multiply_adds(model.clone(scan=False))}
+        size = {"parameters": num_params(model), "multiply_adds": _multiply_adds(model)}
         with (folder / "train.log").open("a") as log, contextlib.redirect_stdout(log):
             run = setup.prepare(config)
             try:
@@ -275,8 +276,4 @@ def _inside(run: setup.Run, folder: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """All of it or nothing, whatever happens meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    paths.write_text(path, json.dumps(content, indent=1) + "\n")

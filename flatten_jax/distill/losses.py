@@ -8,7 +8,6 @@ import optax
 
 from flatten_jax.attention.core import wide
 
-REDUCTIONS = ("sample", "deit")
 MAP_ERROR = 1000.0  # weight of the outputs' squared error beside the cross-entropy of maps (LoLCATs)
 LEAST = 1e-12  # of a student's attention weight, below which its logarithm is not taken
 

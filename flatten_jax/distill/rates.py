@@ -13,12 +13,6 @@ from flatten_jax.weights.new import Key, missing
 from flatten_jax.weights.resample import POSITIONS
 from flatten_jax.weights.streams import pieces
 
-LEARNS = {
-    "new": "what the teacher has not",
-    "qkv": "that, and the projections to queries, keys and values",
-    "mixer": "all of the attentions",
-}
-
 
 def factors_for_new(
     teacher: Backbone, student: Backbone, factor: float, still: Sequence[tuple[str, ...]] = ()
@@ -46,7 +40,8 @@ def only_attentions(teacher: Backbone, student: Backbone, learns: str) -> dict[s
     In blocks where both have the same attention all stays, unless that is so in all blocks.
 
     Args:
-        learns: a key of LEARNS.
+        learns: "new", what the teacher has not; "qkv", that and the projections to queries, keys and values; "mixer",
+            all of the attentions.
     """
     rows, new = _compared(teacher, student)
     ours, theirs = (attention_of_blocks(model) for model in (student, teacher))

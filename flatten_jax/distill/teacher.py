@@ -72,12 +72,7 @@ def load_teacher(config: ml_collections.ConfigDict, model: nn.Module, mesh: Mesh
     distill = config.distill
     options = {"image_size": model.image_size, "dtype": config.model.dtype}
     trained = load_trained(distill.teacher, distill.teacher_model or None, **options)
-    found = fingerprint(trained.variables)
-    if distill.fingerprint not in ("", found):
-        raise ValueError(
-            f"distill.teacher={distill.teacher} has other weights ({found}) than this run was started with "
-            f"({distill.fingerprint}): give that teacher, or take another --workdir"
-        )
+    found = checked_fingerprint(trained.variables, distill)
     theirs = trained.model.num_classes
     if distill.kind in ("soft", "hard") and theirs != model.num_classes:
         raise ValueError(
@@ -96,6 +91,17 @@ def fingerprint(variables: Mapping[str, Any]) -> str:
         digest.update(f"{'/'.join(path)} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def checked_fingerprint(variables: Mapping[str, Any], distill: ml_collections.ConfigDict) -> str:
+    """`fingerprint` of the teacher's variables; ValueError where `distill` knows another one."""
+    found = fingerprint(variables)
+    if distill.fingerprint not in ("", found):
+        raise ValueError(
+            f"distill.teacher={distill.teacher} has other weights ({found}) than this run was started with "
+            f"({distill.fingerprint}): give that teacher, or take another --workdir"
+        )
+    return found
 
 
 def check_blocks(teacher: Backbone, student: Backbone) -> None:

@@ -1,5 +1,6 @@
 """The stages of a conversion, each a run in a folder of its own: swap, align, features, search, train."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 import jax
 import ml_collections
 
+from flatten_jax import paths
 from flatten_jax.distill.choose import taught
-from flatten_jax.distill.teacher import Teacher, check_blocks, fingerprint, needs_teacher
+from flatten_jax.distill.teacher import Teacher, check_blocks, checked_fingerprint, needs_teacher
 from flatten_jax.linearize import report, search
 from flatten_jax.linearize.swap import student_of, swap
 from flatten_jax.models.images import normalize
@@ -54,13 +56,7 @@ def resolve(config: ml_collections.ConfigDict) -> Conversion:
     given = {key: value for key, value in config.model.items() if value is not None and key != "attn_type"}
     size = {"image_size": given["image_size"]} if "image_size" in given else {}
     trained = load_trained(distill.teacher, distill.teacher_model or None, **size)
-    found = fingerprint(trained.variables)
-    if distill.fingerprint not in ("", found):
-        raise ValueError(
-            f"distill.teacher={distill.teacher} has other weights ({found}) than this conversion was started with "
-            f"({distill.fingerprint}): give that teacher, or take another --workdir"
-        )
-    distill.fingerprint = found
+    distill.fingerprint = checked_fingerprint(trained.variables, distill)
     keep = tuple(sorted({int(number) for number in teachers.split(config.linearize.keep)}))
     conversion = keeping(Conversion(config, trained, given), keep)
     if "align" in teachers.split(config.linearize.stages):  # all that it could object to, before anything is opened
@@ -93,13 +89,13 @@ def run(config: ml_collections.ConfigDict, workdir: str, *, wait_seconds: float 
 
     Raises: as `loop.train`, and ValueError for a teacher and a student that do not fit.
     """
-    folder = Path(workdir)
+    folder = paths.local(workdir, "--workdir")
     conversion = resolve(config)
     say(f"the teacher: {conversion.trained.said.splitlines()[0]}")
     for line in conversion.trained.said.splitlines()[1:]:
         if "resampled" in line or " -> " in line:
             say(line)
-    with only_run_in(folder) as other:
+    with only_run_in(folder) if agreement.is_first() else contextlib.nullcontext("") as other:
         agreement.refuse_if_taken(folder, other, wait_seconds)
         return _run(conversion, folder, wait_seconds)
 
@@ -258,9 +254,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _write(folder: Path, results: dict[str, Any]) -> None:
     if jax.process_index():
         return
-    temporary = folder / f"{RESULTS}.tmp"
-    temporary.write_text(json.dumps(results, indent=2) + "\n")
-    temporary.replace(folder / RESULTS)
+    paths.write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
 
 
 def say(text: str) -> None:

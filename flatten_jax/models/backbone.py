@@ -201,8 +201,8 @@ class Backbone(nn.Module):
 
     @property
     def prefix(self) -> int:
-        """How many tokens stand before those of the picture, where there are such: a class token, and DeiT's second."""
-        return int(getattr(self, "class_token", False)) + int(getattr(self, "distilled", False))
+        """How many tokens stand before those of the picture: a class token, where there is one."""
+        return int(getattr(self, "class_token", False))
 
     def options_of(self, i: int, j: int) -> dict[str, Any]:
         """The options of the attention of block j of stage i."""

@@ -42,6 +42,10 @@ class DeiT(Isotropic):
     def answer_head(self) -> bool:
         return self.distilled
 
+    @property
+    def prefix(self) -> int:
+        return super().prefix + int(self.distilled)
+
     def levels(self, images: jax.Array, train: bool, count: int) -> list[jax.Array]:
         if self.distilled and (self.fc_norm or not self.class_token):
             given = f"class_token={self.class_token}, fc_norm={self.fc_norm}"
@@ -74,9 +78,6 @@ class DeiT(Isotropic):
             return super().classify(x, train)
         head = partial(Dense, self.num_classes, dtype=self.dtype)
         return head(name="head")(x[:, 0]), head(name="head_dist")(x[:, 1])
-
-    def as_map(self, x: jax.Array) -> jax.Array:
-        return super().as_map(x[:, self.prefix :])
 
 
 _SIZES = {

@@ -71,4 +71,4 @@ class Isotropic(Backbone):
         return x.mean(axis=1)
 
     def as_map(self, x: jax.Array) -> jax.Array:
-        return x.reshape(x.shape[0], *self.grid(), -1)
+        return x[:, self.prefix :].reshape(x.shape[0], *self.grid(), -1)

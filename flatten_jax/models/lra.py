@@ -93,7 +93,7 @@ class TokenEncoder(Isotropic):
         else:
             positions = jnp.asarray(sines(*x.shape[1:]))
         x = (x + positions).astype(self.dtype or x.dtype)
-        site = Site(self.grid(), prefix=int(self.class_token), train=train, mask=mask)
+        site = Site(self.grid(), prefix=self.prefix, train=train, mask=mask)
         x = dropped(self, x, self.dropout, train)
         return self.stage(
             x, site, 0, "blocks_", block=TokenBlock, count=count, scan=self.loops, mlp_ratio=self.mlp_ratio
@@ -101,9 +101,6 @@ class TokenEncoder(Isotropic):
 
     def pool(self, x: jax.Array) -> jax.Array:
         return x[:, 0] if self.class_token else super().pool(x)
-
-    def as_map(self, x: jax.Array) -> jax.Array:
-        return super().as_map(x[:, 1:] if self.class_token else x)
 
     def classify(self, x: jax.Array, train: bool) -> jax.Array:
         hidden = int(self.embed_dim * self.mlp_ratio)

@@ -46,6 +46,9 @@ class TNT(DeiT):
     inner_dim: int = 24
     inner_heads: int = 4
 
+    def idle_options(self) -> set[str]:
+        return super().idle_options() | {"distilled"}
+
     def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
         return partial(SplitAttention, self.num_heads, attn_type=attention, options=options, dtype=self.dtype)
 
@@ -59,7 +62,7 @@ class TNT(DeiT):
         x = x + self.param("outer_pos", position_embedding, (1, x.shape[1], self.embed_dim)).astype(x.dtype)
         outputs = self.stage(
             (words, x),
-            Site(grid, prefix=int(self.class_token), train=train),
+            Site(grid, prefix=self.prefix, train=train),
             0,
             "blocks_",
             block=TNTBlock,

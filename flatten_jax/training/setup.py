@@ -65,21 +65,22 @@ class Run:
         """A duration in epochs, which may be a fraction of one, in steps: at least one."""
         return max(1, round(epochs * self.steps_per_epoch))
 
-    def transforms(self) -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
-        """What makes arrays of the examples, in training and in evaluation."""
+    def transform(self, *, train: bool) -> Callable[..., np.ndarray]:
+        """What makes arrays of the examples."""
         config, size = self.config, self.model.image_size
         if takes_tokens(self.model):
-            return lra.Tokens(size), lra.Tokens(size)
-        options = {k: config.augment[k] for k in ("scale", "ratio", "hflip", "rand_augment")}
-        evaluation = augment.eval_transform(size, config.eval.resize_ratio, config.eval.resize)
-        return augment.TrainTransform(size, **options), evaluation
+            return lra.Tokens(size)
+        if train:
+            options = {k: config.augment[k] for k in ("scale", "ratio", "hflip", "rand_augment")}
+            return augment.TrainTransform(size, **options)
+        return augment.eval_transform(size, config.eval.resize_ratio, config.eval.resize)
 
     def train_batches(self, start_step: int) -> Iterator[tuple[dict[str, jax.Array], int]]:
         """(batch on the devices, pictures of it that were skipped as corrupt), from `start_step` to the end."""
         config = self.config
         batches = pipeline.train_batches(
             self.train_source,
-            self.transforms()[0],
+            self.transform(train=True),
             batch_size=config.train.batch_size,
             seed=config.seed,
             start_step=start_step,
@@ -102,7 +103,7 @@ class Run:
         config = self.config
         batches = pipeline.eval_batches(
             self.eval_source,
-            self.transforms()[1],
+            self.transform(train=False),
             batch_size=self.eval_batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

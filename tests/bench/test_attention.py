@@ -56,6 +56,15 @@ def test_backward_gives_the_gradients_of_every_input():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), gradients, expected)
 
 
+def test_arguments_of_a_call_are_arrays_of_their_own_and_those_of_another_call_the_same():
+    compiled = jax.jit(lambda q, k, v: q + k + v).lower(*[jax.ShapeDtypeStruct((4, 2), jnp.float32)] * 3).compile()
+    arrays = {}
+    first, again = attention._inputs(compiled, arrays), attention._inputs(compiled, arrays)
+    assert len({id(x) for x in first}) == len(arrays) == 3
+    assert all(a is b for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], first[1])
+
+
 def test_memory_grows_as_the_mathematics_says(rows):
     for direction in attention.DIRECTIONS:
         growth = {}

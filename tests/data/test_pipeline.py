@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 
 from flatten_jax.data import pipeline
 from flatten_jax.data.augment import CorruptImageError
-from flatten_jax.data.pipeline import eval_batches, prefetch, steps_per_epoch, train_batches
+from flatten_jax.data.pipeline import eval_batches, steps_per_epoch, train_batches
 from flatten_jax.data.source import Example, Source
 
 
@@ -358,45 +357,3 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
 def test_a_program_that_closes_nothing_ends_in_silence(tmp_path, batches):
     done = run_program(tmp_path, f"batches = {batches}", "next(batches)")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_prefetch_runs_ahead_by_depth():
-    given = []
-    ahead = prefetch((given.append(i) or i for i in range(10)), lambda i: -i, depth=3)
-    assert next(ahead) == 0
-    assert wait_until(lambda: len(given) == 4)  # one for the consumer, three ahead
-    time.sleep(0.1)
-    assert given == [0, 1, 2, 3]
-    assert list(ahead) == [-i for i in range(1, 10)]
-
-
-def test_prefetch_raises_where_the_element_would_come():
-    def numbers():
-        yield from range(3)
-        raise RuntimeError("from the source")
-
-    ahead = prefetch(numbers(), lambda i: i, depth=5)
-    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(RuntimeError, match="from the source"):
-        next(ahead)
-    with pytest.raises(ZeroDivisionError):
-        list(prefetch(range(3), lambda i: 1 // (2 - i)))
-    with pytest.raises(ValueError, match="depth=0"):
-        prefetch(range(3), lambda i: i, depth=0)
-
-
-def test_closing_prefetch_stops_its_thread_and_closes_the_source():
-    closed = threading.Event()
-
-    def numbers():
-        try:
-            yield from range(10**9)
-        finally:
-            closed.set()
-
-    source = numbers()
-    ahead = prefetch(source, lambda i: i)
-    next(ahead)
-    ahead.close()
-    assert closed.is_set()
-    assert not any(thread.name == "prefetch" for thread in threading.enumerate())

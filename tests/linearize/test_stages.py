@@ -174,6 +174,8 @@ def test_a_config_says_the_same_through_main(teacher, monkeypatch):
         settings.checked(config)
     with pytest.raises(ValueError, match=r"widths: \[16\] of the teacher, \[192\] of model.name='flatten_deit_t'"):
         stages.resolve(read_config("configs/linearize.py:flatten_deit_t", given[:3]))
+    with pytest.raises(ValueError, match="--workdir=gs://b/w: a bucket is not read or written here"):
+        stages.run(config, "gs://b/w")
 
 
 @pytest.mark.slow

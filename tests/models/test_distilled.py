@@ -86,3 +86,8 @@ def test_without_a_class_token_there_is_no_second():
     for option in (dict(class_token=False), dict(fc_norm=True)):
         with pytest.raises(ValueError, match="distilled=True has a token beside the class token: not with class_token"):
             create_model("deit_t_distilled", **OWN, **option)
+
+
+def test_a_model_with_tokens_of_its_own_has_no_second():
+    with pytest.raises(ValueError, match="'distilled' has no effect on tnt_s"):
+        create_model("tnt_s", distilled=True)
