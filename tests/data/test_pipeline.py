@@ -328,6 +328,7 @@ def run_program(tmp_path, *lines):
                 "import os, signal, sys",
                 f"sys.path.insert(0, {os.path.dirname(__file__)!r})",
                 "from test_pipeline import *",
+                "from flatten_jax.data.pipeline import prefetch",
                 "if __name__ == '__main__':",
                 *(f"    {line}" for line in lines),
             ]
