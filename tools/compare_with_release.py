@@ -14,7 +14,6 @@ process of its own for each row, with what its users have: ours the settings of 
 import argparse
 import contextlib
 import importlib
-import importlib.util
 import io
 import itertools
 import multiprocessing
@@ -52,14 +51,12 @@ RELEASE = {
 
 
 def import_release(folder: Path) -> None:
-    """Make `models.*` of the checkout importable, also without timm, of which it takes five small names."""
+    """Make `models.*` of the checkout importable without timm, of which it takes five small names of an old version."""
     if not (folder / "models" / "flatten_swin.py").is_file():
         sys.exit(f"error: {folder} is no checkout of FLatten-Transformer: it has no models/flatten_swin.py")
     package = types.ModuleType("models")  # not its __init__, which imports what is not needed
     package.__path__ = [str(folder / "models")]
     sys.modules["models"] = package
-    if importlib.util.find_spec("timm") is not None and importlib.util.find_spec("torchvision") is not None:
-        return
 
     class DropPath(torch.nn.Module):
         def __init__(self, rate: float = 0.0):

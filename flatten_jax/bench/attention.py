@@ -9,6 +9,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,32 +185,44 @@ def contest(
     rounds: int,
     memory_limit: float | None = None,
     left_out: Callable[[str], str] = lambda name: "",
+    jobs: int = 1,
+    at_least: float = 0.2,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
     """All of `layers` in turn, in one direction.
 
     Args:
         memory_limit: see `sweep`.
         left_out: why one of them is not even compiled; "" where it is.
+        jobs: how many are compiled at a time; of several none is said to take a time.
+        at_least: seconds, see `timing.interleaved`.
 
     Returns:
         ({name: ms (Spread) of a call, or why it was not run; MiB, compile s}, {name: seconds a call, in each round}).
     """
     limit = LIMIT * free_memory() if memory_limit is None else memory_limit
-    calls, rows, arrays = {}, {}, {}
-    for name, (layer, variables, inputs) in contestants.items():
-        rows[name] = row = {"ms": left_out(name)}
-        if row["ms"]:
-            continue
+    calls, arrays = {}, {}
+    rows: dict[str, dict[str, Any]] = {name: {"ms": left_out(name)} for name in contestants}
+    chosen = {name: contestants[name] for name, row in rows.items() if not row["ms"]}
+
+    def compiled_one(layer: Layer, variables: Any, inputs: Sequence[jax.ShapeDtypeStruct]) -> tuple[Any, float]:
         inputs = [jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for x in inputs]
         began = time.perf_counter()
         try:
-            compiled = _compile(layer, direction, variables, inputs)
+            return _compile(layer, direction, variables, inputs), time.perf_counter() - began
         except jax.errors.JaxRuntimeError as error:  # a GPU's compiler tries kernels out
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
+            return None, 0.0
+
+    with ThreadPoolExecutor(jobs) as pool:
+        done = list(pool.map(lambda contestant: compiled_one(*contestant), chosen.values()))
+    for name, (compiled, took) in zip(chosen, done, strict=True):
+        row = rows[name]
+        if compiled is None:
             row["ms"] = "not run: no memory to compile"
             continue
-        row["compile s"] = time.perf_counter() - began
+        if jobs == 1:
+            row["compile s"] = took
         memory = compiled.memory_analysis()
         size = memory.temp_size_in_bytes + memory.output_size_in_bytes
         row["MiB"] = size / 2**20
@@ -218,7 +231,7 @@ def contest(
             row["ms"] = f"not run: needs {needed / 2**30:.3g} GiB"
         else:
             calls[name] = partial(_run, compiled, _inputs(compiled, arrays))
-    seconds = interleaved(calls, rounds=rounds)
+    seconds = interleaved(calls, rounds=rounds, at_least=at_least)
     for name, took in seconds.items():
         rows[name]["ms"] = Spread.of([1e3 * s for s in took])
     return rows, seconds

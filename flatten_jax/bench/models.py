@@ -33,7 +33,7 @@ def inference(model: nn.Module, batch_size: int, variables: Any = None, images: 
     devices = jax.local_devices()
     mesh = make_mesh(devices if devices[0].platform == "cpu" and batch_size % len(devices) == 0 else devices[:1])
     variables, images = jax.device_put((variables, images), (replicated(mesh), over_data(mesh)))
-    compiled, _ = _compile(jax.jit(model.apply, compiler_options=compiler_options()).lower, variables, images)
+    compiled = jax.jit(model.apply, compiler_options=compiler_options()).lower(variables, images).compile()
     return lambda: jax.block_until_ready(compiled(variables, images))
 
 
@@ -47,7 +47,7 @@ def training(model: nn.Module, batch_size: int) -> Callable[[], None]:
     }
     batch = put_batch(batch, setting.mesh)
     state = init_state(setting)
-    compiled, _ = _compile(make_train_step(setting).lower, state, batch)
+    compiled = make_train_step(setting).lower(state, batch).compile()
     held = [state]
 
     def run() -> None:

@@ -16,6 +16,17 @@ def add_compare(commands: Any) -> None:
     costs.add_argument("--attentions", nargs="+", default=["all"], metavar="NAME", help="names, or all (default)")
     costs.add_argument("--full", action="store_true", help="both widths and both dtypes at every N")
     costs.add_argument("--tokens", type=int, nargs="+", metavar="N", help="only these of the grid's, or others")
+    costs.add_argument("--dtype", choices=("float32", "bfloat16"), help="only this one")
+    costs.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=1,
+        metavar="T",
+        help="so many images at a time that they have about T tokens together (default: one image), to fill a GPU",
+    )
+    costs.add_argument(
+        "--jobs", type=int, default=1, help="compile so many at a time; of several no compile time is kept (default 1)"
+    )
     costs.add_argument("--rounds", type=int, default=3, help="in which all take turns (default 3)")
     costs.add_argument(
         "--limit",
@@ -91,9 +102,12 @@ def compare_costs(args: argparse.Namespace) -> None:
     for topology in args.topology:
         costs.compile_elsewhere(Path(args.out), attentions, topology, _say)
     if not args.topology:
-        grid = costs.grid(args.full, args.tokens)
+        for option in ("jobs", "batch_tokens"):
+            if getattr(args, option) < 1:
+                raise ValueError(f"--{option.replace('_', '-')} {getattr(args, option)} must be at least 1")
+        grid = costs.grid(args.full, args.tokens, args.dtype, args.batch_tokens)
         limits = dict(seconds=args.limit, memory=None if args.memory_limit is None else args.memory_limit * 2**30)
-        costs.measure(Path(args.out), attentions, grid, rounds=args.rounds, say=_say, **limits)
+        costs.measure(Path(args.out), attentions, grid, rounds=args.rounds, jobs=args.jobs, say=_say, **limits)
 
 
 def compare_run(args: argparse.Namespace) -> None:

@@ -23,17 +23,22 @@ from flatten_jax.models.flops import products
 
 FILE = "costs.json"
 REFERENCE = "linear"
+AT_LEAST = {"cpu": 0.2}  # seconds of a measurement; accelerators are not shared with other programs
 OF_A_MACHINE = ("device", "processor", "cores")
 Say = Callable[[str], None]
 
 
 class Block(NamedTuple):
-    """A part of the grid: a width and its heads, a dtype, and the N."""
+    """A part of the grid: a width and its heads, a dtype, the N, and how many tokens all images have together."""
 
     channels: int
     heads: int
     dtype: str
     tokens: tuple[int, ...]
+    together: int = 1
+
+    def images(self, n: int) -> int:
+        return max(1, self.together // n)
 
 
 TOKENS = (196, 784, 3136, 16384)
@@ -43,12 +48,18 @@ GRID = (MAIN, MAIN._replace(dtype="bfloat16", tokens=(784,)), Block(192, 3, "flo
 FULL = tuple(Block(c, h, dtype, bench.TOKENS) for c, h in ((384, 6), (192, 3)) for dtype in ("float32", "bfloat16"))
 
 
-def grid(full: bool = False, tokens: Sequence[int] | None = None) -> tuple[Block, ...]:
-    """The default grid, or the full one; with other N if they are given, which have to be squares."""
-    blocks = FULL if full else GRID
+def grid(
+    full: bool = False,
+    tokens: Sequence[int] | None = None,
+    dtype: str | None = None,
+    together: int = 1,
+) -> tuple[Block, ...]:
+    """The default grid, or the full one; with other N, which have to be squares, of one dtype alone, of more images."""
+    blocks = FULL if full else GRID if dtype is None else (MAIN._replace(dtype=dtype),)
     for n in tokens or ():
         bench.side(n)
-    return blocks if tokens is None else tuple(block._replace(tokens=tuple(sorted(set(tokens)))) for block in blocks)
+    changes = {"together": together} | ({} if tokens is None else {"tokens": tuple(sorted(set(tokens)))})
+    return tuple(block._replace(**changes) for block in blocks if dtype in (None, block.dtype))
 
 
 def measure(
@@ -59,6 +70,7 @@ def measure(
     rounds: int = 3,
     seconds: float = 2.0,
     memory: float | None = None,
+    jobs: int = 1,
     say: Say = print,
 ) -> None:
     """Every group of the grid that `out` does not hold yet, written as it is done.
@@ -67,6 +79,7 @@ def measure(
         attentions: names; `linear`, softmax in its three forms are there besides.
         seconds: of a call; what would take longer, by its time at the N before and its multiply-adds, is left out.
         memory: bytes, see `bench.attention.sweep`.
+        jobs: how many are compiled at a time; of several none is said to take a time.
 
     Raises:
         ValueError: `out` holds timings of another machine, or of other attentions.
@@ -79,6 +92,9 @@ def measure(
     for group in groups:
         here = {fact: made_on[fact] for fact in OF_A_MACHINE} | of
         there = {fact: group["made_on"][fact] for fact in OF_A_MACHINE} | {"attentions": group["attentions"]}
+        for block in blocks:
+            if key(group) in {(*block[:3], n, direction) for n in block.tokens for direction in bench.DIRECTIONS}:
+                here["batch"], there["batch"] = block.images(group["N"]), group.get("batch", 1)
         if here != there:
             differing = ", ".join(fact for fact in here if here[fact] != there[fact])
             raise ValueError(f"{out / FILE} holds timings of other {differing}: take another --out")
@@ -89,15 +105,15 @@ def measure(
             sizes: dict[str, dict[str, Any]] = {}
             for direction in bench.DIRECTIONS:
                 about = {"channels": block.channels, "heads": block.heads, "dtype": block.dtype}
-                about |= {"N": n, "direction": direction}
+                about |= {"N": n, "direction": direction, "batch": block.images(n)}
                 if key(about) in done:
                     continue
                 contestants, refused = _contestants(block, n, names)
                 sizes = sizes or {name: _size(*contestants[name]) for name in contestants}
                 too_slow = partial(_too_slow, groups, about, sizes, seconds)
-                rows, took = bench.contest(
-                    contestants, direction, rounds=rounds, memory_limit=memory, left_out=too_slow
-                )
+                limits = {"rounds": rounds, "memory_limit": memory, "left_out": too_slow}
+                limits |= {"jobs": jobs, "at_least": AT_LEAST.get(jax.default_backend(), 0.05)}
+                rows, took = bench.contest(contestants, direction, block.images(n), **limits)
                 for name, row in rows.items():
                     row |= sizes[name]
                     if name in took:
@@ -186,10 +202,12 @@ def _too_slow(
     block = Block(about["channels"], about["heads"], about["dtype"], ())
     before = curve(groups, name, "ms", about["direction"], block)
     work = curve(groups, name, "multiply-adds", about["direction"], block)
+    images = {group["N"]: group.get("batch", 1) for group in groups if key(group)[:3] == block[:3]}
     last = max((n for n in before if n < about["N"]), default=None)
     if last is None:
         return ""
-    expected = before[last] / 1e3 * sizes[name]["multiply-adds"] / work[last]
+    growth = sizes[name]["multiply-adds"] * about["batch"] / (work[last] * images[last])
+    expected = before[last] / 1e3 * growth
     return f"left out: about {expected:.2g} s a call" if expected > limit else ""
 
 

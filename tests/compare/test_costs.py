@@ -1,7 +1,6 @@
 """Costs: all in the same rounds, what is there is kept, what is slow is left out."""
 
 import json
-from functools import partial
 
 import pytest
 
@@ -16,7 +15,7 @@ BLOCK = costs.Block(16, 2, "float32", (36,))
 def measured(tmp_path_factory):
     folder, said = tmp_path_factory.mktemp("costs"), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "interleaved", partial(bench.interleaved, at_least=0.001))
+        patch.setattr(costs, "AT_LEAST", {"cpu": 0.001})
         patch.setattr(costs.jax.config, "update", lambda *_: None)
         costs.measure(folder, ["skipat"], [BLOCK], rounds=2, say=said.append)
         first = costs.read(folder)
@@ -45,17 +44,20 @@ def test_every_attention_takes_turns_in_every_group(measured):
 def test_other_attentions_or_machines_are_not_mixed(measured):
     with pytest.raises(ValueError, match="holds timings of other attentions: take another --out"):
         costs.measure(measured[0], ["inline"], [BLOCK])
+    with pytest.raises(ValueError, match="holds timings of other batch: take another --out"):
+        costs.measure(measured[0], ["skipat"], [BLOCK._replace(together=72)])
 
 
 def test_what_would_take_too_long_is_left_out(measured):
     _, groups, _ = measured
-    about = {"channels": 16, "heads": 2, "dtype": "float32", "N": 6400, "direction": "forward"}
+    about = {"channels": 16, "heads": 2, "dtype": "float32", "N": 6400, "direction": "forward", "batch": 1}
     work = costs.curve(groups, "softmax", "multiply-adds", "forward", BLOCK)
     took = costs.curve(groups, "softmax", "ms", "forward", BLOCK)[36] / 1e3
     sizes = {"softmax": {"multiply-adds": 100 * work[36]}}
     assert costs._too_slow(groups, about, sizes, 101 * took, "softmax") == ""
     said = costs._too_slow(groups, about, sizes, 99 * took, "softmax")
     assert said == f"left out: about {100 * took:.2g} s a call"
+    assert costs._too_slow(groups, about | {"batch": 2}, sizes, 101 * took, "softmax")  # twice the work
     assert costs._too_slow([], about, sizes, 0.0, "softmax") == ""  # nothing is known
 
 
@@ -69,6 +71,9 @@ def test_crossing_is_found_between_what_was_measured():
 
 def test_grid_has_squares():
     assert costs.grid(tokens=[64, 36]) == tuple(block._replace(tokens=(36, 64)) for block in costs.GRID)
+    assert costs.grid(dtype="bfloat16") == (costs.MAIN._replace(dtype="bfloat16"),)
+    (block,) = costs.grid(dtype="float32", together=1000)
+    assert [block.images(n) for n in block.tokens] == [5, 1, 1, 1]
     with pytest.raises(ValueError, match="50 tokens are no square grid"):
         costs.grid(tokens=[50])
 
