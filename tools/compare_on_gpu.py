@@ -10,6 +10,7 @@ dispatch, and with the wait for its end.
 
 import argparse
 import itertools
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -129,7 +130,9 @@ def main() -> None:
         measured.append(line)
         print(report.line(line), flush=True)
         report.write_json(args.output, [report.Result("on a GPU", measured, made_on)], overwrite=True)
-    os._exit(0)  # a process that was not ready in time is not waited for
+    for child in multiprocessing.active_children():  # one that was not ready in time is not waited for
+        child.kill()
+    os._exit(0)
 
 
 if __name__ == "__main__":
