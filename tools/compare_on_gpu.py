@@ -3,18 +3,18 @@
     python tools/compare_on_gpu.py --release ~/FLatten-Transformer --output gpu.json
 
 The contestants are those of compare_with_release.py, and the same models with softmax attention ("twin"). Everything is
-built and compiled first, in parallel; then nothing else runs, and the contestants of a row take turns. One process has
-all of JAX, one the release as it is, and one for each model and dtype its compiled form. A call is timed with its
-dispatch, and with the wait for its end.
+built and compiled first, then nothing else runs, and the contestants of a row take turns. One process has all of JAX,
+one the release as it is, and one for each model and dtype its compiled form: compiling for one GPU several things at a
+time in JAX takes longer, since each kernel is tried out there. A call is timed with its dispatch, and with the wait for
+its end.
 """
 
 import argparse
 import itertools
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,15 +58,11 @@ def build(who: str, row: Row, args: argparse.Namespace) -> str:
     return ""
 
 
-def build_all(wanted: Sequence[tuple[str, Row]], args: argparse.Namespace, threads: int, until: float) -> list[str]:
-    """Those of one process, as many as are ready at a time (of `time.time`); what went wrong."""
+def build_all(wanted: Sequence[tuple[str, Row]], args: argparse.Namespace, until: float) -> list[str]:
+    """Those of one process, begun before a time (of `time.time`); what went wrong."""
     release.import_release(args.release.expanduser())
     torch.set_float32_matmul_precision("high")  # TF32, as JAX does by default
-    pool = ThreadPoolExecutor(threads)
-    futures = [pool.submit(build, *one, args) for one in wanted]
-    done, late = wait(futures, max(1.0, until - time.time()))
-    pool.shutdown(wait=False, cancel_futures=True)
-    return [said for said in (f.result() for f in done) if said] + [f"{len(late)} were not ready"] * bool(late)
+    return [build(*one, args) if time.time() < until else f"{one} came too late" for one in wanted]
 
 
 def ready() -> set[tuple[str, Row]]:
@@ -89,7 +85,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--at-least", type=float, default=0.2, help="seconds of a measurement")
-    parser.add_argument("--patience", type=float, default=300, help="seconds in which everything has to be ready")
+    parser.add_argument("--patience", type=float, default=300, help="seconds after which nothing more is built")
     parser.add_argument("--output", type=Path, required=True, help="a JSON file to write, after each row")
     args = parser.parse_args()
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the GPU's memory is for all processes
@@ -108,10 +104,9 @@ def main() -> None:
     building = []
     for home in dict.fromkeys(homes.values()):
         wanted = [one for one, where in homes.items() if where is home]
-        building.append(home.submit(build_all, wanted, args, 12 if home is jax_process else 1, until))
+        building.append(home.submit(build_all, wanted, args, until))
     for done in building:
-        for said in done.result():
-            print(said, flush=True)
+        print(*filter(None, done.result()), sep="\n", flush=True)
     there = set().union(*(home.submit(ready).result() for home in dict.fromkeys(homes.values())))
 
     made_on = jax_process.submit(report.hardware).result() | {"torch": torch.__version__}
@@ -130,9 +125,6 @@ def main() -> None:
         measured.append(line)
         print(report.line(line), flush=True)
         report.write_json(args.output, [report.Result("on a GPU", measured, made_on)], overwrite=True)
-    for child in multiprocessing.active_children():  # one that was not ready in time is not waited for
-        child.kill()
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -185,7 +184,6 @@ def contest(
     rounds: int,
     memory_limit: float | None = None,
     left_out: Callable[[str], str] = lambda name: "",
-    jobs: int = 1,
     at_least: float = 0.2,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
     """All of `layers` in turn, in one direction.
@@ -193,36 +191,27 @@ def contest(
     Args:
         memory_limit: see `sweep`.
         left_out: why one of them is not even compiled; "" where it is.
-        jobs: how many are compiled at a time; of several none is said to take a time.
         at_least: seconds, see `timing.interleaved`.
 
     Returns:
         ({name: ms (Spread) of a call, or why it was not run; MiB, compile s}, {name: seconds a call, in each round}).
     """
     limit = LIMIT * free_memory() if memory_limit is None else memory_limit
-    calls, arrays = {}, {}
-    rows: dict[str, dict[str, Any]] = {name: {"ms": left_out(name)} for name in contestants}
-    chosen = {name: contestants[name] for name, row in rows.items() if not row["ms"]}
-
-    def compiled_one(layer: Layer, variables: Any, inputs: Sequence[jax.ShapeDtypeStruct]) -> tuple[Any, float]:
+    calls, rows, arrays = {}, {}, {}
+    for name, (layer, variables, inputs) in contestants.items():
+        rows[name] = row = {"ms": left_out(name)}
+        if row["ms"]:
+            continue
         inputs = [jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for x in inputs]
         began = time.perf_counter()
         try:
-            return _compile(layer, direction, variables, inputs), time.perf_counter() - began
+            compiled = _compile(layer, direction, variables, inputs)
         except jax.errors.JaxRuntimeError as error:  # a GPU's compiler tries kernels out
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return None, 0.0
-
-    with ThreadPoolExecutor(jobs) as pool:
-        done = list(pool.map(lambda contestant: compiled_one(*contestant), chosen.values()))
-    for name, (compiled, took) in zip(chosen, done, strict=True):
-        row = rows[name]
-        if compiled is None:
             row["ms"] = "not run: no memory to compile"
             continue
-        if jobs == 1:
-            row["compile s"] = took
+        row["compile s"] = time.perf_counter() - began
         memory = compiled.memory_analysis()
         size = memory.temp_size_in_bytes + memory.output_size_in_bytes
         row["MiB"] = size / 2**20

@@ -24,9 +24,6 @@ def add_compare(commands: Any) -> None:
         metavar="T",
         help="so many images at a time that they have about T tokens together (default: one image), to fill a GPU",
     )
-    costs.add_argument(
-        "--jobs", type=int, default=1, help="compile so many at a time; of several no compile time is kept (default 1)"
-    )
     costs.add_argument("--rounds", type=int, default=3, help="in which all take turns (default 3)")
     costs.add_argument(
         "--limit",
@@ -102,12 +99,11 @@ def compare_costs(args: argparse.Namespace) -> None:
     for topology in args.topology:
         costs.compile_elsewhere(Path(args.out), attentions, topology, _say)
     if not args.topology:
-        for option in ("jobs", "batch_tokens"):
-            if getattr(args, option) < 1:
-                raise ValueError(f"--{option.replace('_', '-')} {getattr(args, option)} must be at least 1")
+        if args.batch_tokens < 1:
+            raise ValueError(f"--batch-tokens {args.batch_tokens} must be at least 1")
         grid = costs.grid(args.full, args.tokens, args.dtype, args.batch_tokens)
         limits = dict(seconds=args.limit, memory=None if args.memory_limit is None else args.memory_limit * 2**30)
-        costs.measure(Path(args.out), attentions, grid, rounds=args.rounds, jobs=args.jobs, say=_say, **limits)
+        costs.measure(Path(args.out), attentions, grid, rounds=args.rounds, say=_say, **limits)
 
 
 def compare_run(args: argparse.Namespace) -> None:

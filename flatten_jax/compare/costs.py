@@ -70,7 +70,6 @@ def measure(
     rounds: int = 3,
     seconds: float = 2.0,
     memory: float | None = None,
-    jobs: int = 1,
     say: Say = print,
 ) -> None:
     """Every group of the grid that `out` does not hold yet, written as it is done.
@@ -79,7 +78,6 @@ def measure(
         attentions: names; `linear`, softmax in its three forms are there besides.
         seconds: of a call; what would take longer, by its time at the N before and its multiply-adds, is left out.
         memory: bytes, see `bench.attention.sweep`.
-        jobs: how many are compiled at a time; of several none is said to take a time.
 
     Raises:
         ValueError: `out` holds timings of another machine, or of other attentions.
@@ -112,7 +110,7 @@ def measure(
                 sizes = sizes or {name: _size(*contestants[name]) for name in contestants}
                 too_slow = partial(_too_slow, groups, about, sizes, seconds)
                 limits = {"rounds": rounds, "memory_limit": memory, "left_out": too_slow}
-                limits |= {"jobs": jobs, "at_least": AT_LEAST.get(jax.default_backend(), 0.05)}
+                limits["at_least"] = AT_LEAST.get(jax.default_backend(), 0.05)
                 rows, took = bench.contest(contestants, direction, block.images(n), **limits)
                 for name, row in rows.items():
                     row |= sizes[name]
@@ -134,6 +132,11 @@ def read(out: Path) -> list[dict[str, Any]]:
 
     path = out / FILE
     return json.loads(path.read_text(), object_hook=restore) if path.exists() else []
+
+
+def drawn(groups: Sequence[dict[str, Any]]) -> Block:
+    """The part of the grid that curves are of: the first that was measured."""
+    return Block(*key(groups[0])[:3], ())
 
 
 def curve(

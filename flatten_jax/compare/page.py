@@ -84,8 +84,16 @@ def write(folders: Sequence[Path], output: Path, overwrite: bool = False) -> lis
 
 
 def _costs_title(timed: Sequence[dict[str, Any]]) -> str:
-    block = costs.MAIN
-    return f"one layer, C = {block.channels}, h = {block.heads}, batch 1, {block.dtype}; {_machine(timed[0])}"
+    block = costs.drawn(timed)
+    return f"one layer, C = {block.channels}, h = {block.heads}, {_images(timed)}, {block.dtype}; {_machine(timed[0])}"
+
+
+def _images(timed: Sequence[dict[str, Any]]) -> str:
+    """How many are computed at a time."""
+    batches = {group["N"]: group.get("batch", 1) for group in timed}
+    if set(batches.values()) == {1}:
+        return "one image"
+    return _and([f"{batch} of {n:,}" for n, batch in sorted(batches.items())]) + " tokens at a time"
 
 
 def _machine(group: dict[str, Any]) -> str:
@@ -101,7 +109,7 @@ def _costs(timed: list[dict[str, Any]], elsewhere: list[dict[str, Any]], picture
         dates = sorted({group["made_on"]["date"] for group in timed})
         rounds = sorted({group["rounds"] for group in timed})
         yield (
-            f"From tokens to result with its projections, one image. {_machine(timed[0])}; {_and(dates)}; commit "
+            f"From tokens to result with its projections, {_images(timed)}. {_machine(timed[0])}; {_and(dates)}; commit "
             f"{_and(commits)}.\nAll take turns in {_and(rounds)} rounds; a time is the median (lowest-highest), and a "
             f"ratio is of times of the same\nround. What would take seconds a call, or more memory than there is, is "
             f"left out.\n\n![Time over tokens]({picture})\n"

@@ -22,7 +22,7 @@ def cost_curves(groups: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """Time of a layer over N, forward and with gradients, both axes logarithmic, each named curve at its end.
 
     Args:
-        groups: of `costs.read`; the block `costs.MAIN` is drawn.
+        groups: of `costs.read`; `costs.drawn` of them.
     """
     names = list(dict.fromkeys(row["attention"] for group in groups for row in group["rows"]))
     figure = Figure(figsize=(11, 5), layout="constrained")
@@ -31,7 +31,7 @@ def cost_curves(groups: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
         ends: dict[str, tuple[float, float, str]] = {}
         drawn.append((axes, ends))
         for name in sorted(names, key=lambda name: name in HIGHLIGHTED):
-            points = costs.curve(groups, name, "ms", direction)
+            points = costs.curve(groups, name, "ms", direction, costs.drawn(groups))
             if not points or (name.startswith("softmax,") and name != PLAIN):
                 continue
             if name == PLAIN:
