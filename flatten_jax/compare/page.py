@@ -109,10 +109,10 @@ def _costs(timed: list[dict[str, Any]], elsewhere: list[dict[str, Any]], picture
         dates = sorted({group["made_on"]["date"] for group in timed})
         rounds = sorted({group["rounds"] for group in timed})
         yield (
-            f"From tokens to result with its projections, {_images(timed)}. {_machine(timed[0])}; {_and(dates)}; commit "
-            f"{_and(commits)}.\nAll take turns in {_and(rounds)} rounds; a time is the median (lowest-highest), and a "
-            f"ratio is of times of the same\nround. What would take seconds a call, or more memory than there is, is "
-            f"left out.\n\n![Time over tokens]({picture})\n"
+            f"From tokens to result with its projections, {_images(timed)}. {_machine(timed[0])}; {_and(dates)}; "
+            f"commit {_and(commits)}.\nAll take turns in {_and(rounds)} rounds; a time is the median (lowest-highest), "
+            f"and a ratio is of times of the same\nround. What would take seconds a call, or more memory than there "
+            f"is, is left out.\n\n![Time over tokens]({picture})\n"
         )
         for key in dict.fromkeys((g["channels"], g["heads"], g["dtype"]) for g in timed):
             for direction in dict.fromkeys(g["direction"] for g in timed):
