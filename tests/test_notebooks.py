@@ -13,13 +13,14 @@ from .command import CACHE, ROOT
 
 FOLDER = ROOT / "notebooks"
 FIGURES = {"attention": 5, "finetune": 1, "tour": 3}  # that each shows
-# What they compute for longest, in fewer steps where nothing that they say depends on how many there are.
+# What they compute for longest, in fewer steps or blocks where nothing that they say depends on how many there are.
 SHORTER = {
+    "attention": {"config.model.depth = 3": "config.model.depth = 1"},
     "finetune": {
         "--config.train.epochs=10": "--config.train.epochs=3",
         'interrupt_at="step 60/"': 'interrupt_at="step 5/"',
         "log_every_steps=30": "log_every_steps=5",
-    }
+    },
 }
 SECONDS = 600  # a minute or so on two idle cores, and here other tests run beside
 LARGEST = 400_000  # bytes in git
