@@ -12,11 +12,11 @@ import pytest
 
 from .command import ROOT, TINY, assert_same_bits, finish, metrics, run, signal_at, start
 
-# 25 steps, evaluations at 10, 20 and 25 that take 125 batches each, checkpoints at 12, 24 and 25.
+# 25 steps, evaluations at 10, 20 and 25 that take 63 batches each, checkpoints at 12, 24 and 25.
 LONG_EVALUATION = (
     *TINY,
-    "--config.data.examples=2000",
-    "--config.train.batch_size=80",
+    "--config.data.examples=1000",
+    "--config.train.batch_size=40",
     "--config.train.epochs=1",
     "--config.train.warmup_epochs=0",
     "--config.train.ema_decay=0.9",
@@ -156,11 +156,11 @@ def test_a_run_on_a_disk_that_fills_up_ends_with_one_clear_error(small_disk):
 
 
 @pytest.mark.slow
-def test_a_damaged_newest_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(tmp_path):
-    assert run(*TINY, "--workdir", tmp_path)[0] == 0
-    (tmp_path / "checkpoints" / "12" / "state" / "manifest.ocdbt").write_bytes(b"")
-    status, output = run(*TINY, "--workdir", tmp_path)
+def test_a_damaged_newest_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    (folder / "checkpoints" / "25" / "state" / "manifest.ocdbt").write_bytes(b"")
+    status, output = run(*LONG_EVALUATION, "--workdir", folder)
     assert status == 0, output
-    assert "damaged checkpoint: step 12, leaf " in output
-    assert "resuming at step 8" in output
-    assert "finished 12 steps (4 of them now" in output
+    assert "damaged checkpoint: step 25, leaf " in output
+    assert "resuming at step 24" in output
+    assert "finished 25 steps (1 of them now" in output
