@@ -22,7 +22,7 @@ TINY = (
 )
 # Every process compiles the same few programs.
 CACHE = {
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "jax"),
+    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,  # of conftest.py
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
 

@@ -1,5 +1,6 @@
 """Every test sees eight virtual CPU devices, so that sharding is tested for real on any machine."""
 
+import collections
 import gc
 import os
 from pathlib import Path
@@ -17,6 +18,14 @@ gc.set_threshold(200_000, 50, 100)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-# Tests of one session, in whatever process, compile the same small programs again and again.
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+# Tests compile the same small programs again and again, in all processes of a session and in the next session. With
+# JAX_COMPILATION_CACHE_DIR several clones have one place for them.
+if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the most slow tests first, so that at the end no worker is left alone with one of them."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])

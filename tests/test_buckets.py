@@ -27,8 +27,6 @@ from .bucket import bucket  # noqa: F401
 from .command import TINY, assert_same_bits, metrics, run, start
 from .runs import write_run
 
-pytestmark = pytest.mark.xdist_group("bucket")
-
 
 @pytest.fixture
 def folder(bucket, request):  # noqa: F811

@@ -12,11 +12,11 @@ import pytest
 
 from .command import ROOT, TINY, assert_same_bits, finish, metrics, run, signal_at, start
 
-# 25 steps, evaluations at 10, 20 and 25 that take 125 batches each, checkpoints at 12, 24 and 25.
+# 25 steps, evaluations at 10, 20 and 25 that take 63 batches each, checkpoints at 12, 24 and 25.
 LONG_EVALUATION = (
     *TINY,
-    "--config.data.examples=2000",
-    "--config.train.batch_size=80",
+    "--config.data.examples=1000",
+    "--config.train.batch_size=40",
     "--config.train.epochs=1",
     "--config.train.warmup_epochs=0",
     "--config.train.ema_decay=0.9",
@@ -97,26 +97,26 @@ def test_a_second_signal_ends_at_once_and_so_does_one_before_there_is_a_state(de
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_lose_nothing(tmp_path):
-    """SIGKILL, KILLS times (FLATTEN_JAX_KILLS=20 for the full number), while a run starts, computes, or saves."""
-    digits = (
-        "--config=configs/digits.py",
-        "--config.train.epochs=3",
-        "--config.train.ema_decay=0.9",
-        "--config.model.depth=1",
-        "--config.model.embed_dim=32",
-        "--config.eval.every_epochs=1.0",
-        "--config.checkpoint.every_epochs=0.1",
-        "--config.log_every_steps=1",
-    )
+def test_kills_at_any_moment_lose_nothing(tmp_path):
+    """SIGKILL after a checkpoint in the middle of an epoch, then at random moments of a start, of a step, of a save.
+
+    KILLS times in all (FLATTEN_JAX_KILLS=20 for the full number); four steps are an epoch.
+    """
+    arguments = (*TINY, "--config.checkpoint.every_epochs=0.25", "--config.train.ema_decay=0.9")
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     began = time.monotonic()
-    assert run(*digits, "--workdir", unbroken)[0] == 0
+    status, output = run(*arguments, "--workdir", unbroken)
+    assert status == 0, output
     duration = time.monotonic() - began
-    rng = random.Random(0)
-    killed = 0
+
+    process = start(*arguments, "--workdir", broken)
+    while process.poll() is None and not (broken / "checkpoints" / "3" / "commit_success.txt").exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert finish(process)[0] == -signal.SIGKILL, "the run ended before it could be killed"
+    rng, killed = random.Random(0), 1
     while killed < KILLS:
-        began, process = time.monotonic(), start(*digits, "--workdir", broken)
+        began, process = time.monotonic(), start(*arguments, "--workdir", broken)
         try:
             process.wait(rng.uniform(0.2, 0.9) * duration)
         except subprocess.TimeoutExpired:
@@ -129,9 +129,11 @@ def test_kills_at_random_moments_lose_nothing(tmp_path):
             steps = sorted((broken / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
             for folder in steps[1:]:
                 shutil.rmtree(folder)
-    status, output = run(*digits, "--workdir", broken)
+    status, output = run(*arguments, "--workdir", broken)
     assert status == 0, output
+    assert "resuming at step" in output
     assert_same_bits(broken, unbroken)
+    assert timeless(broken) == timeless(unbroken)
 
 
 @pytest.fixture
@@ -154,11 +156,11 @@ def test_a_run_on_a_disk_that_fills_up_ends_with_one_clear_error(small_disk):
 
 
 @pytest.mark.slow
-def test_a_damaged_newest_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(tmp_path):
-    assert run(*TINY, "--workdir", tmp_path)[0] == 0
-    (tmp_path / "checkpoints" / "12" / "state" / "manifest.ocdbt").write_bytes(b"")
-    status, output = run(*TINY, "--workdir", tmp_path)
+def test_a_damaged_newest_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    (folder / "checkpoints" / "25" / "state" / "manifest.ocdbt").write_bytes(b"")
+    status, output = run(*LONG_EVALUATION, "--workdir", folder)
     assert status == 0, output
-    assert "damaged checkpoint: step 12, leaf " in output
-    assert "resuming at step 8" in output
-    assert "finished 12 steps (4 of them now" in output
+    assert "damaged checkpoint: step 25, leaf " in output
+    assert "resuming at step 24" in output
+    assert "finished 25 steps (1 of them now" in output

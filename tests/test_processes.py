@@ -106,10 +106,3 @@ def test_processes_that_slurm_started_and_that_disagree_say_on_what(tmp_path):
         ):
             assert line in output
         assert "Traceback" not in output
-
-
-@pytest.mark.slow
-def test_half_of_the_flags_is_refused():
-    status, output = run(*TINY, "--workdir=x", "--coordinator=127.0.0.1:9", "--num_processes=2")
-    assert status == 1
-    assert "there is no --process_id: give all three or none" in output

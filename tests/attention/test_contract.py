@@ -24,8 +24,7 @@ HOSTS = {
     "reduced": lambda name, dtype=None: ReducedAttention(HEADS, name, sr_ratio=2, dtype=dtype),
 }
 NEEDS = {"windows": "takes_windows", "stripes": "takes_windows", "reduced": "takes_reduced"}
-# What one process has compiled serves all facts of an attention.
-every = pytest.mark.parametrize("name", [pytest.param(a, marks=pytest.mark.xdist_group(a)) for a in ATTENTIONS])
+every = pytest.mark.parametrize("name", ATTENTIONS)
 
 
 def tokens(grid=GRID, prefix=0, seed=0):
@@ -68,9 +67,9 @@ def _nested(flat):
 
 
 @functools.cache
-def derivative(host, name):
+def derivative(name):
     """f(variables, x, cotangent) -> output, gradients of parameters and of x; compiled once for all facts."""
-    module = HOSTS[host](name)
+    module = HOSTS["plain"](name)
 
     @jax.jit
     def of(variables, x, where, cotangent):
@@ -88,19 +87,10 @@ def cotangent():
     return jnp.zeros((2, math.prod(GRID), CHANNELS)).at[0].set(tokens(seed=3)[0])
 
 
-@pytest.mark.parametrize("host", HOSTS)
 @every
-def test_it_works_in_every_host_or_says_why_not(name, host):
+def test_every_parameter_and_input_has_a_gradient(name):
     cls = ATTENTIONS[name]
-    if host in NEEDS and not getattr(cls, NEEDS[host]):
-        with pytest.raises(ValueError, match=rf"{cls.__name__} .*those that do: "):
-            made(host, name)
-        return
-    given = made(host, name), tokens(), site(), cotangent()
-    if host == "stripes":  # to an attention they are windows, which are computed
-        assert jax.eval_shape(derivative(host, name), *given)[0].shape == tokens().shape
-        return
-    out, of_params, of_x = derivative(host, name)(*given)
+    out, of_params, of_x = derivative(name)(made("plain", name), tokens(), site(), cotangent())
     assert out.shape == of_x.shape == tokens().shape
     looked_at = {"x": of_x} if cls.streams or not cls.takes_before else {}
     idle = {("norm1", "scale"), ("norm1", "bias")} if not looked_at else set()
@@ -108,6 +98,27 @@ def test_it_works_in_every_host_or_says_why_not(name, host):
         assert np.isfinite(array).all(), path
         assert np.any(array) or path in idle, path
     assert not cls.independent or not np.any(of_x[1]), "an example looks at another"
+
+
+@pytest.mark.parametrize("host", [host for host in HOSTS if host != "plain"])
+@every
+def test_it_works_in_every_host_or_says_why_not(name, host):
+    cls = ATTENTIONS[name]
+    if host in NEEDS and not getattr(cls, NEEDS[host]):
+        with pytest.raises(ValueError, match=rf"{cls.__name__} .*those that do: "):
+            made(host, name)
+        return
+    apply, variables, x, where = jax.jit(HOSTS[host](name).apply), made(host, name), tokens(), site()
+    if host == "stripes":  # to an attention they are windows, which are computed
+        assert jax.eval_shape(apply, variables, x, where).shape == x.shape
+        return
+    out, other = (np.asarray(apply(variables, a, where)) for a in (x, x.at[1].multiply(2)))
+    assert out.shape == x.shape
+    assert np.isfinite(out).all() and out.std() > 0
+    if not cls.takes_before or cls.streams:
+        assert np.abs(other[1] - out[1]).max() > 1e-5, "an example does not look at itself"
+    if cls.independent:
+        np.testing.assert_array_equal(other[0], out[0], "an example looks at another")
 
 
 @every
@@ -151,7 +162,7 @@ ORDER_FREE = {
 @every
 def test_only_what_is_said_to_knows_the_order_of_tokens(name):
     order = np.random.default_rng(0).permutation(math.prod(GRID))
-    x, where, of = tokens(), site(), derivative("plain", name)
+    x, where, of = tokens(), site(), derivative(name)
     out, moved = (
         of(made("plain", name), a, where.replace(before=b), cotangent())[0]
         for a, b in ((x, where.before), (x[:, order], where.before[:, order]))
@@ -238,7 +249,7 @@ def test_float16_is_finite_in_inference_where_the_result_fits(name):
     for extreme, make in {"usual": lambda x: x, "large": lambda x: 30 * x, "zero": jnp.zeros_like}.items():
         x = make(tokens())
         where = site().replace(before=x)
-        exact = derivative("plain", name)(made("plain", name), x, where, cotangent())[0]
+        exact = derivative(name)(made("plain", name), x, where, cotangent())[0]
         if np.abs(exact).max() < 1e3:  # gates and powers on the way may be larger than what comes out
             out = apply(made("plain", name), x, where)
             assert out.dtype == jnp.float16

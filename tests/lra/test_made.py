@@ -90,7 +90,6 @@ def test_splits_are_apart_and_together_the_set(tmp_path, short, capsys):
         sources.open_source("pathfinder", "train", folder=tmp_path)
 
 
-@pytest.mark.xdist_group("pathfinder")
 def test_pathfinder_is_read_as_pictures(tmp_path):
     list(write(Made("pathfinder", 10, size=32, difficulty="easy"), tmp_path, workers=1))
     train = sources.open_source("pathfinder", "train", folder=tmp_path)

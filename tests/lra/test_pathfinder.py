@@ -6,8 +6,6 @@ import pytest
 from flatten_jax.lra import pathfinder
 from flatten_jax.lra.strokes import STYLES, stamps
 
-pytestmark = pytest.mark.xdist_group("pathfinder")  # Numba compiles it anew in every process
-
 # Mean, standard deviation and share of lit pixels of pictures of 32 px, as the original draws them.
 STATISTICS = {"easy": (12.8, 43.0, 0.222), "middle": (15.6, 46.1, 0.271), "hard": (20.1, 49.9, 0.356)}
 SAMPLE = 40
