@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from .command import CACHE, ROOT
 
 FOLDER = ROOT / "notebooks"
-FIGURES = {"attention": 5, "finetune": 1, "tour": 3}  # that each shows
+FIGURES = {"attention": 5, "finetune": 1, "linearize": 2, "tour": 3}  # that each shows
 SECONDS = 600  # a minute or so on two idle cores, and here other tests run beside
 LARGEST = 400_000  # bytes in git
 TOOL = runpy.run_path(str(ROOT / "tools/notebooks.py"))
