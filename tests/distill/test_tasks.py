@@ -375,8 +375,6 @@ def test_from_a_quarter_of_the_epochs_on_the_average_is_asked():
 
 
 def test_which_of_a_teachers_weights_were_resampled_is_said():
-    said = (
-        "x.pth -> DeiT of 32 x 32 pixels\n  resampled 1\n    pos_embed (1, 197, 8) -> (1, 5, 8)\n  matched 3"
-    )
+    said = "x.pth -> DeiT of 32 x 32 pixels\n  resampled 1\n    pos_embed (1, 197, 8) -> (1, 5, 8)\n  matched 3"
     task = Taught(None, teacher=Teacher(None, {}, (0.0,), (1.0,), said=said))
     assert notes_of(task)[1:] == ["resampled: pos_embed (1, 197, 8) -> (1, 5, 8)"]
