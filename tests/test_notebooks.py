@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 from .command import CACHE, ROOT
 
 FOLDER = ROOT / "notebooks"
-FIGURES = {"attention": 5, "finetune": 1, "tour": 3}  # that each shows
+FIGURES = {"attention": 5, "finetune": 1, "linearize": 2, "tour": 3}  # that each shows
 # What they compute for longest, in fewer steps or blocks where nothing that they say depends on how many there are.
 SHORTER = {
     "attention": {"config.model.depth = 3": "config.model.depth = 1"},

@@ -32,8 +32,10 @@ def plan(args: argparse.Namespace) -> None:
     jax.config.update("jax_num_cpu_devices", max(virtual, default=1))
     from flatten_jax.bench import plan
     from flatten_jax.cli.config_file import read_config
+    from flatten_jax.distill.teacher import needs_teacher
     from flatten_jax.training import settings
 
+    taught = []
     print(plan.HEADER)
     for path in args.config:
         for topology in args.topology:
@@ -41,6 +43,9 @@ def plan(args: argparse.Namespace) -> None:
             config.data.name, config.data.folder, config.init_new_head = "synthetic", "", False  # neither is opened
             config = settings.checked(config)
             config.model.num_classes = config.model.num_classes or 1000  # there are no data to take it from
+            if needs_teacher(config):  # which is not opened either
+                config.distill.update(kind="none", weight=0.0, new_factor=1.0)
+                taught.append(path)
             try:
                 print(plan.row(config, plan.plan(config, topology, args.quick)), flush=True)
             except ValueError as error:
@@ -50,6 +55,8 @@ def plan(args: argparse.Namespace) -> None:
     print(
         "\nPer chip and step. TFLOP counts 2 for a multiply-add; cycles are the compiler's own estimate, not a timing."
     )
+    for path in dict.fromkeys(taught):
+        print(f"{path}: without its teacher, whose weights and forward pass come on top.")
 
 
 def add_bench(commands: Any) -> None:

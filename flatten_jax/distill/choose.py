@@ -54,7 +54,7 @@ def notes_of(task: Classify) -> list[str]:
     if not isinstance(task, Taught):
         return []
     said = [f"the teacher: {task.teacher.said.splitlines()[0]}"]
-    said += [line.strip() for line in task.teacher.said.splitlines() if "resampled" in line]
+    said += [f"resampled: {line.strip()}" for line in task.teacher.said.splitlines()[1:] if " -> " in line]
     if isinstance(task, Distill) and task.kind != "none" and not task.model.answer_head:
         said.append("the student has one head, which learns labels and answers: deit_*_distilled has one for each")
     return said

@@ -15,11 +15,13 @@ ROOT = Path(__file__).parents[2]
 def test_plan_compiles_the_real_step_for_virtual_devices():
     command = [sys.executable, "-m", "flatten_jax.cli.main", "plan", "--config", "configs/flatten_deit_t.py:smoke"]
     command += ["--topology", "cpu:2", "--config.model.depth=1", "--config.mesh.fsdp=2"]
+    command += ["--config.distill.weight=50", "--config.distill.teacher=elsewhere"]  # as of a converted model
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     cells = done.stdout.splitlines()[2].split(" | ")
     assert cells[:6] == ["| flatten_deit_t", "float32", "cpu:2", "2", "16", "8"]
     assert "all-gather" in cells[-2]
+    assert "flatten_deit_t.py:smoke: without its teacher, whose weights and forward pass come on top" in done.stdout
 
 
 def test_overrides_of_a_config_are_read_and_a_typo_is_refused(monkeypatch):

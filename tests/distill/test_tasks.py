@@ -9,8 +9,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flatten_jax.attention import contract
 from flatten_jax.attention.contract import MAPS
 from flatten_jax.distill import losses
+from flatten_jax.distill.choose import notes_of
 from flatten_jax.distill.rates import factors_for_new, only_attentions
-from flatten_jax.distill.teacher import load_teacher
+from flatten_jax.distill.tasks import Taught
+from flatten_jax.distill.teacher import Teacher, load_teacher
 from flatten_jax.models import abstract_variables, create_model, stack
 from flatten_jax.models.images import dummy_images, normalize
 from flatten_jax.models.stack import GIVEN, SEEN
@@ -370,3 +372,9 @@ def test_from_a_quarter_of_the_epochs_on_the_average_is_asked():
     answer = jax.nn.softmax(jax.jit(task.model.apply)(first.averaged, inputs[0]))
     expected = -(answer * jax.nn.log_softmax(logits)).sum(-1).mean()
     assert loss(2) - loss(1) == pytest.approx(1.5 * float(expected), rel=1e-4)
+
+
+def test_which_of_a_teachers_weights_were_resampled_is_said():
+    said = "x.pth -> DeiT of 32 x 32 pixels\n  resampled 1\n    pos_embed (1, 197, 8) -> (1, 5, 8)\n  matched 3"
+    task = Taught(None, teacher=Teacher(None, {}, (0.0,), (1.0,), said=said))
+    assert notes_of(task)[1:] == ["resampled: pos_embed (1, 197, 8) -> (1, 5, 8)"]
