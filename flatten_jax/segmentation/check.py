@@ -12,8 +12,6 @@ from flatten_jax.runtime import cores
 from flatten_jax.segmentation.masks import IGNORED, MaskError, check_sizes, class_ids, read_mask
 from flatten_jax.segmentation.sources import MaskSource
 
-GLANCED_AT = 1000  # masks of a set, evenly spread: some seconds
-
 
 class Found(NamedTuple):
     """What masks hold.
@@ -90,7 +88,9 @@ def glance(source: MaskSource, process_index: int = 0, process_count: int = 1) -
     Raises:
         MaskError: some cannot be used; names them.
     """
-    indices = np.linspace(0, len(source) - 1, min(len(source), GLANCED_AT)).astype(int)[process_index::process_count]
+    indices = np.linspace(0, len(source) - 1, min(len(source), source.glanced_at)).astype(int)[
+        process_index::process_count
+    ]
     found = check_masks(source, indices.tolist(), whole=False)
     if found.faults:
         more = f"\n  and {len(found.faults) - LISTED} more" if len(found.faults) > LISTED else ""

@@ -105,6 +105,6 @@ def check_sizes(image: bytes | np.ndarray, mask: tuple[int, int], name: str) -> 
             size = decode(image, name).size[::-1]  # which says what is wrong
     if tuple(size) != tuple(mask):
         raise MaskError(
-            f"the picture {name} is {size[0]} x {size[1]} (height x width) and its mask {mask[0]} x {mask[1]}: make both "
-            "one size, the mask without interpolation"
+            f"the picture {name} is {size[0]} x {size[1]} (height x width), its mask {mask[0]} x {mask[1]}: "
+            "make them of one size, the mask without interpolation"
         )

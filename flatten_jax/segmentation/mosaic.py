@@ -27,6 +27,8 @@ class MosaicSource(MaskSource):
         seed: of all that is drawn.
     """
 
+    glanced_at = 50  # which have to be made for it
+
     def __init__(self, pictures: Source, cells: str, size: tuple[int, int], count: int, seed: int = 0):
         if cells not in CELLS:
             raise ValueError(f"segmentation.mosaic={cells!r} must be one of {', '.join(CELLS)}")

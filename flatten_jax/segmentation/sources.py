@@ -1,4 +1,4 @@
-"""Pictures with masks: a folder of `images/` and `annotations/`, data sets of TFDS, mosaics of any classified pictures."""
+"""Pictures with masks: a folder of `images/` and `annotations/`, and data sets of TFDS. See `mosaic` for others."""
 
 import abc
 import os
@@ -21,9 +21,9 @@ SPLITS = {
 NAMES = ("classes.txt", "objectInfo150.txt")  # a name a line; as ADE20K's challenge has it
 LISTED = 3
 SCENE_PARSE = (
-    "the TFDS set scene_parse150 is not the ADE20K of 150 classes: its masks hold 100 countable categories, without sky, "
-    "wall or floor, and no published mIoU is of it. Download ADEChallengeData2016 and read it by --config.data.name=folder "
-    "--config.data.folder=ADEChallengeData2016"
+    "the TFDS set scene_parse150 is not the ADE20K of 150 classes: its masks hold 100 countable categories, without "
+    "sky, wall or floor, and no published mIoU is of it. Download ADEChallengeData2016 and read it by "
+    "--config.data.name=folder --config.data.folder=ADEChallengeData2016"
 )
 
 
@@ -41,9 +41,11 @@ class MaskSource(Source):
 
     Attributes:
         table: what becomes of a stored id, see `id_table`.
+        glanced_at: how many masks, evenly spread, are looked at before a training.
     """
 
     table: np.ndarray
+    glanced_at: int = 1000  # some seconds
 
     @abc.abstractmethod
     def stored(self, index: int) -> Stored:
@@ -169,8 +171,8 @@ class TfdsMasks(TfdsSource, MaskSource):
             raise ValueError(SCENE_PARSE)
         if dataset not in TFDS_SETS:
             raise ValueError(
-                f"data.name={name!r} has no masks that are read here: use folder, {', '.join(TFDS_SETS)}, or mosaics of "
-                "its pictures by --config.segmentation.mosaic=voronoi"
+                f"data.name={name!r} has no masks that are read here: use folder, {', '.join(TFDS_SETS)}, or mosaics "
+                "of its pictures by --config.segmentation.mosaic=voronoi"
             )
         super().__init__(name, split, root)
         known = TFDS_SETS[dataset]

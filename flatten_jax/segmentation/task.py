@@ -37,7 +37,7 @@ class Segment(Classify):
     class_names: tuple[str, ...] = ()
 
     def abstract_batch(self, size: int, mesh: Mesh, *, masked: bool = False) -> dict[str, jax.ShapeDtypeStruct]:
-        """image uint8 (B, height, width, 3), label uint8 (B, height, width). Of evaluation see `segmentation.batches`."""
+        """image uint8 (B, height, width, 3), label uint8 (B, height, width); of training alone."""
         if masked:
             raise ValueError("batches of an evaluation of masks have shapes of their own, see segmentation.batches")
         shapes = {"image": (*self.model.image_size, 3), "label": self.model.image_size}

@@ -98,12 +98,14 @@ class EvalTransform:
         stride: of the windows, in both directions.
         multiple: of whole pictures: each side is rounded to a multiple of it, so that it suits the model's strides and
             there are fewer shapes to compile for; the aspect changes a little.
+        fill: colour of what a window has beyond a picture that is smaller.
     """
 
     resize: tuple[int, int]
     window: Size | None = None
     stride: int = 341
     multiple: int = 32
+    fill: tuple[int, int, int] = (124, 116, 104)
 
     def resized_size(self, size: Size) -> Size:
         """What a picture of (height, width) is resized to."""
@@ -131,4 +133,10 @@ class EvalTransform:
         size = self.resized_size(pixels.shape[:2])
         picture = resized(pixels, size)
         height, width = self.window or size
-        return np.stack([picture[top : top + height, left : left + width] for top, left in self.places(size)])
+        places = self.places(size)
+        windows = np.empty((len(places), height, width, 3), np.uint8)
+        windows[:] = self.fill
+        for window, (top, left) in zip(windows, places, strict=True):
+            part = picture[top : top + height, left : left + width]
+            window[: part.shape[0], : part.shape[1]] = part
+        return windows

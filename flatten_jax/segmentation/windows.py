@@ -2,8 +2,8 @@
 
 mmsegmentation resizes the logits of each window to the window, adds them up at the resized picture's size, divides by
 how many windows a pixel is in, and resizes the result to the original size, each time bilinear with half-pixel centres.
-All of it is linear and acts on rows and columns separately, so that it is a sum over windows of rows @ logits @ columns.
-A picture taken whole is one window.
+All of it is linear and acts on rows and columns separately: a sum over windows of rows @ logits @ columns. A picture
+taken whole is one window.
 """
 
 import jax
