@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ from flatten_jax.segmentation.model import resize_logits
 from flatten_jax.segmentation.windows import confusion_of_windows
 from flatten_jax.training.sharding import over_data
 from flatten_jax.training.tasks import Batch, Classify, Sums, Variables
+from flatten_jax.weights.segmenter import variables_at
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,13 @@ class Segment(Classify):
             value += self.auxiliary_weight * cross_entropy(logits, labels, self.avg_non_ignore)
         return value, changed
 
+    def fitted(self, variables: Variables, shape: tuple[int, ...]) -> Variables:
+        """Variables for pictures taken whole that are of another size than in training: position tables resampled."""
+        size = tuple(shape[1:3])
+        if size == tuple(self.model.image_size):
+            return variables
+        return variables_at(self.model, variables, self.model.at_size(size))
+
     def zero_sums(self) -> Sums:
         classes = self.model.num_classes
         return {"confusion": np.zeros((2, classes, classes), np.uint32), "count": np.zeros((), np.float32)}
@@ -69,7 +76,7 @@ class Segment(Classify):
         """Of a batch as `segmentation.batches` makes it: its confusion matrix, and how many pictures it has."""
         images = batch["image"]  # (B, windows, height, width, 3)
         window = images.shape[2:4]
-        model = of_size(self.model, window)
+        model = self.model if window == tuple(self.model.image_size) else self.model.at_size(window)
 
         def answer(i: jax.Array) -> jax.Array:
             here = jax.lax.dynamic_index_in_dim(images, i, 1, keepdims=False)
@@ -125,11 +132,3 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, avg_non_ignore: bool = F
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(valid, labels, 0))
     total = jnp.where(valid, losses, 0).sum()
     return total / (jnp.maximum(valid.sum(), 1) if avg_non_ignore else labels.size)
-
-
-def of_size(model: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """The same segmenter for pictures of another size."""
-    if tuple(model.image_size) == tuple(size):
-        return model
-    changes = {"backbone": model.backbone.clone(image_size=tuple(size))} if hasattr(model, "backbone") else {}
-    return model.clone(image_size=tuple(size), **changes)

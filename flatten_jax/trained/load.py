@@ -76,8 +76,7 @@ def opened(source: str | os.PathLike, *, ema: bool = False) -> tuple[str, Any, n
         return str(source) if paths.is_bucket(source) else "", path / hub.WEIGHTS, None
     folder, step = checkpoint.find(path)
     variables, averaged = checkpoint.Checkpoints(folder, read_only=True).restore_weights(step)
-    described = checkpoint.model_of_run(folder)
-    model = create_model(described[0], **described[1]) if described else None
+    model = checkpoint.made_by_run(folder)
     return str(folder / str(step)), variables if averaged is None else averaged, model
 
 
