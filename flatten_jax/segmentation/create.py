@@ -10,7 +10,7 @@ from flatten_jax.segmentation.model import HEADS, Segmenter, backbone_at
 
 K_POSITIONS = ("none", "resize")
 _OWN = ("channels", "auxiliary", "dropout")  # of the segmenter, not of its backbone
-_STRIDE = 32  # what every backbone takes multiples of
+_STRIDE = 32  # of the last map, in every family that has one so coarse
 _SWIN_WINDOW = 7  # of the softmax stages in every published UperNet of Swin
 
 
@@ -50,8 +50,8 @@ def create_segmenter(
         raise ValueError(f"{num_classes=} must be at least 1")
     size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
     own = {"auxiliary": head == "upernet", **{key: options.pop(key) for key in _OWN if key in options}}
-    whole = tuple(-(-side // _STRIDE) * _STRIDE for side in size)
     options = {**_defaults(name, k_position, options), **options}
+    whole = tuple(-(-side // _STRIDE) * _STRIDE for side in size)  # which every backbone takes
     backbone = _pyramid(name, create_model(name, features_only=True, image_size=whole, **options))
     return Segmenter(backbone_at(backbone, size), head, num_classes, size, **own)
 

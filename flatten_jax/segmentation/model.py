@@ -10,7 +10,6 @@ import numpy as np
 
 from flatten_jax.attention.contract import Grid
 from flatten_jax.models.backbone import Backbone
-from flatten_jax.models.create import abstract_variables
 from flatten_jax.models.images import check_images
 from flatten_jax.segmentation.heads import FPN, FCNHead, FPNHead, UPerHead
 from flatten_jax.segmentation.resize import bilinear
@@ -86,7 +85,7 @@ class Segmenter(nn.Module):
     def at_size(self, image_size: Grid) -> "Segmenter":
         """This model for pictures of another size; its variables may have to be resampled, see `variables_at`.
 
-        A backbone that takes whole strides alone is made for the next larger size that has them.
+        Swin pads pictures itself; another backbone is made for the next larger size of whole strides.
         """
         return self.clone(backbone=backbone_at(self.backbone, tuple(image_size)), image_size=tuple(image_size))
 
@@ -109,22 +108,9 @@ class Segmenter(nn.Module):
 
 
 def backbone_at(backbone: Backbone, image_size: Grid) -> Backbone:
-    """A backbone for pictures of this size, or where it takes whole strides alone, for the next size that has them.
-
-    Raises:
-        ValueError: it takes neither.
-    """
-    stride = int(backbone.level_info()[-1]["reduction"])
-    whole = tuple(-(-side // stride) * stride for side in image_size)
-    made = backbone.clone(image_size=image_size)
-    try:
-        abstract_variables(made)
-    except (ValueError, TypeError):  # TypeError: shapes that do not fit, in a family that says nothing of them
-        if whole == image_size:
-            raise
-        made = backbone.clone(image_size=whole)
-        abstract_variables(made)
-    return made
+    """A backbone for pictures of this size, if it pads them itself, else for the next size of whole strides."""
+    stride = 1 if backbone.pads else int(backbone.level_info()[-1]["reduction"])
+    return backbone.clone(image_size=tuple(-(-side // stride) * stride for side in image_size))
 
 
 def resize_logits(logits: jax.Array, size: Grid) -> jax.Array:
