@@ -107,6 +107,11 @@ class Segmenter(nn.Module):
         return {f"{start}{name}": array for name, array in self.backbone.torch_copies(own).items()}
 
 
+def backbone_of(model: nn.Module) -> Backbone:
+    """A backbone, or that of a segmenter."""
+    return model.backbone if isinstance(model, Segmenter) else model
+
+
 def backbone_at(backbone: Backbone, image_size: Grid) -> Backbone:
     """A backbone for pictures of this size, if it pads them itself, else for the next size of whole strides."""
     stride = 1 if backbone.pads else int(backbone.level_info()[-1]["reduction"])
