@@ -14,7 +14,7 @@ from flatten_jax import paths
 from flatten_jax.data import bucket, rand_augment, sources
 from flatten_jax.lra import sources as lra
 from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD
-from flatten_jax.training import teachers
+from flatten_jax.training import segmenters, teachers
 
 DTYPES = {
     "float32": ("fp32", "f32", "float", "full"),
@@ -92,7 +92,9 @@ SETTINGS: dict[str, Setting] = {
     ),
     "data.data_dir": Setting(str, "", "of TFDS sets; '': $TFDS_DATA_DIR or ~/tensorflow_datasets"),
     "data.folder": Setting(
-        str, "", "holds train/<class>/*.jpg, and val/ or test/ likewise; or a set of `flatten-jax lra`"
+        str,
+        "",
+        "holds train/<class>/*.jpg, and val/ or test/ likewise; images/ and annotations/; a set of `flatten-jax lra`",
     ),
     "data.cache_dir": Setting(str, "", "local folder that data of gs:// are copied to, once; '': they are refused", ""),
     "data.train_split": Setting(str, "", "trained on; of TFDS also a slice, train[:10%]"),
@@ -100,7 +102,7 @@ SETTINGS: dict[str, Setting] = {
     "data.workers": Setting(int, "[0, inf)", "processes that decode and augment; 0: threads of this one"),
     "data.on_corrupt": Setting(str, "fail | skip", "an unreadable training picture ends the run, or is replaced"),
     "data.examples": Setting(
-        int, "[0, inf)", "to generate: synthetic, or pathfinder and listops without a folder; 0: 320"
+        int, "[0, inf)", "to generate: synthetic, mosaics, or pathfinder and listops without a folder; 0: 320"
     ),
     "data.mean": Setting(list, "[0, 1]", "that pictures are normalised by, of values in [0, 1]", IMAGENET_MEAN),
     "data.std": Setting(list, "(0, inf)", "standard deviation that pictures are normalised by", IMAGENET_STD),
@@ -126,9 +128,16 @@ SETTINGS: dict[str, Setting] = {
     "optimizer.warmup_learning_rate": Setting(float, "[0, inf)", "where the warm-up starts, for a batch of 512"),
     "optimizer.min_learning_rate": Setting(float, "[0, inf)", "where the cosine ends, for a batch of 512"),
     "optimizer.schedule": Setting(
-        str, "cosine | rsqrt", "from the peak: a cosine, or one over the square root of the step", "cosine"
+        str, "cosine | rsqrt | poly", "from the peak: a cosine, 1 / sqrt(step), or (1 - step / steps)^power", "cosine"
     ),
+    "optimizer.power": Setting(float, "(0, inf)", "of the schedule poly", 1.0),
     "optimizer.weight_decay": Setting(float, "[0, inf)", "of AdamW, decoupled"),
+    "optimizer.decay": Setting(
+        str,
+        "matrices | not_norms | all",
+        "what decays: of two dimensions or more; or biases too; or norms, position encodings and bias tables too",
+        "matrices",
+    ),
     "optimizer.clip_norm": Setting(float, "[0, inf)", "largest norm of a gradient; 0: any"),
     "optimizer.b1": Setting(float, "[0, 1)", "AdamW's decay of the first moment"),
     "optimizer.b2": Setting(float, "[0, 1)", "AdamW's decay of the second moment"),
@@ -173,6 +182,30 @@ SETTINGS: dict[str, Setting] = {
     "linearize.align_epochs": Setting(float, "(0, inf)", "of stage align", 1.0),
     "linearize.align_learning_rate": Setting(float, "(0, inf)", "peak of stage align, whatever the batch", 3e-3),
     "linearize.features_epochs": Setting(float, "(0, inf)", "of stage features", 1.0),
+    "segmentation.head": Setting(str, "", "upernet or semfpn: learn a class for each pixel; '': for each picture", ""),
+    "segmentation.channels": Setting(int, "[0, inf)", "width of the head; 0: that of the published ones", 0),
+    "segmentation.mosaic": Setting(
+        str,
+        "none | voronoi | rectangles",
+        "make mosaics of the classified pictures of data.name; none: it has masks",
+        "none",
+    ),
+    "segmentation.reduce_zero_label": Setting(bool, "", "masks have 0 for no class and 1 for the first one", False),
+    "segmentation.resize": Setting(
+        tuple, "[1, inf)", "(shorter side, longer side) to resize pictures within", (512, 2048)
+    ),
+    "segmentation.ratio": Setting(tuple, "(0, inf)", "smallest and largest factor of that, in training", (0.5, 2.0)),
+    "segmentation.cat_max_ratio": Setting(float, "(0, 1]", "a crop with this share of one class is drawn again", 0.75),
+    "segmentation.photometric": Setting(bool, "", "change brightness, contrast, saturation and hue at random", True),
+    "segmentation.auxiliary_weight": Setting(float, "[0, inf)", "of the auxiliary head's loss", 0.4),
+    "segmentation.avg_non_ignore": Setting(bool, "", "loss: a mean over labelled pixels instead of over all", False),
+    "segmentation.eval": Setting(
+        str, "whole | slide", "take pictures whole, or by windows of model.image_size", "whole"
+    ),
+    "segmentation.stride": Setting(int, "[1, inf)", "of the windows of slide, in pixels", 341),
+    "segmentation.multiple": Setting(
+        int, "[1, inf)", "of whole: sides are rounded to it; 1: more shapes to compile", 32
+    ),
     "eval.every_epochs": Setting(float, "(0, inf)", "how often, and at the end"),
     "eval.batch_size": Setting(int, "[1, inf)", "pictures at a time, over all devices"),
     "eval.resize_ratio": Setting(float, "[1, inf)", "a picture is resized to this times the model's, then cropped"),
@@ -282,12 +315,15 @@ def _conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
                 f"optimizer.{key}={rates[key]:g} is above the peak, optimizer.learning_rate={rates.learning_rate:g}: "
                 "lower it too"
             )
+    yield from segmenters.conflicts(config)
     if config.model.get("features_only"):
         yield "model.features_only=True gives maps, and what is trained are classes: leave it out"
     if data.folder and data.name not in ("folder", *lra.SOURCES):
         yield f"data.folder={data.folder!r} has no effect on data.name={data.name!r}: add --config.data.name=folder"
     if data.name == "folder" and not data.folder:
-        yield "data.name='folder' needs --config.data.folder=PATH, a folder with train/<class>/*.jpg in it"
+        masks = config.segmentation.head and config.segmentation.mosaic == "none"
+        holds = "images/ and annotations/" if masks else "train/<class>/*.jpg"
+        yield f"data.name='folder' needs --config.data.folder=PATH, a folder with {holds} in it"
     if data.name == "lra_image" and not data.folder:
         yield "data.name='lra_image' needs --config.data.folder=PATH, CIFAR-10 as train/<class>/*.jpg and test/"
     if data.cache_dir and not any(map(paths.is_bucket, (sources.data_address(data.data_dir), data.folder))):

@@ -130,6 +130,10 @@ class Classify:
         raw = result.get("eval_raw/acc1")
         return text if raw is None else f"{text} (without averaging: top-1 {raw:.2f} %)"
 
+    def details(self, result: dict[str, float]) -> str:
+        """What besides is worth a line each when a checkpoint is evaluated; "" for nothing."""
+        return ""
+
 
 @dataclass(frozen=True)
 class ClassifyTokens(Classify):
