@@ -49,6 +49,7 @@ class Backbone(nn.Module):
     # An entry of the original's state dict that no other family's has; "" for hosts, known by widths and attentions.
     hallmark: ClassVar[str] = ""
     tokens: ClassVar[bool] = False  # whether it takes numbers of tokens (B, N), and no pictures
+    pads: ClassVar[bool] = False  # whether it takes pictures of any size, padded where they have to be
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
     epsilon: ClassVar[float] = 1e-6  # of the LayerNorms in blocks and after them
     # Patterns of how the names end of what the original's state dict holds and anyone can compute: not loaded.

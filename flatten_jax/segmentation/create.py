@@ -1,15 +1,17 @@
 """Segmenters by the name of their backbone."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from flatten_jax.models import create_model
-from flatten_jax.models.create import model_options
-from flatten_jax.segmentation.model import HEADS, K_POSITIONS, Segmenter
+from flatten_jax.models.backbone import Backbone
+from flatten_jax.models.create import create_model, model_options
+from flatten_jax.segmentation.model import HEADS, Segmenter, backbone_at
 
-# Of the segmenter, not of its backbone.
-_OWN = ("channels", "auxiliary", "dropout")
-_SWIN_WINDOW = 7  # of the softmax stages of every published UperNet of Swin
+K_POSITIONS = ("none", "resize")
+_OWN = ("channels", "auxiliary", "dropout")  # of the segmenter, not of its backbone
+_STRIDE = 32  # of the last map, in every family that has one so coarse
+_SWIN_WINDOW = 7  # of the softmax stages in every published UperNet of Swin
 
 
 def create_segmenter(
@@ -23,34 +25,58 @@ def create_segmenter(
 ) -> Segmenter:
     """A backbone with a head, as a Linen module: `logits = model.apply(variables, images)`, see `Segmenter`.
 
+    Variables come from `flatten_jax.init`, or from `load_weights`, which takes segmenters of mmsegmentation, and
+    classifiers, whose head is left and whose position tables are resampled.
+
     Args:
-        name: of the backbone, one of `list_models()` whose levels have ever larger strides.
+        name: of the backbone, one of `list_models()` whose maps become coarser from level to level.
         head: "upernet", with an auxiliary head, or "semfpn".
         num_classes: channels of the logits.
         image_size: int or (height, width) of the pictures.
-        k_position: the learned table on the keys of focused attention, which belongs to one grid: "none" (the default
-            where there is such a table) leaves it out, as FLatten's dense models apparently did, so that no parameter
-            of a FLatten-Swin belongs to an image size; "resize" has it, of the size of the grid.
+        k_position: of focused attention, the learned table on the keys, which belongs to one grid. "none", the default,
+            leaves it out, as FLatten's dense models apparently did: then no parameter of a FLatten-Swin depends on the
+            image size. "resize" has it, of the size of the grid.
         **options: of the backbone, as in `create_model`; and `channels`, `auxiliary`, `dropout` of `Segmenter`.
             `feature_norm` is on, but for PVT and PVTv2, as in their detection code. Softmax windows of Swin are 7.
 
     Raises:
-        ValueError: as `create_model`; an unknown head; a backbone without a pyramid of maps.
+        ValueError: as `create_model`; an unknown head; a backbone whose maps are no pyramid.
     """
     if head not in HEADS:
         raise ValueError(f"{head=} must be one of {', '.join(HEADS)}")
     if k_position not in (None, *K_POSITIONS):
         raise ValueError(f"{k_position=} must be one of {', '.join(K_POSITIONS)}")
+    if num_classes < 1:
+        raise ValueError(f"{num_classes=} must be at least 1")
     size = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-    own = {key: options.pop(key) for key in _OWN if key in options}
-    own.setdefault("auxiliary", head == "upernet")
+    own = {"auxiliary": head == "upernet", **{key: options.pop(key) for key in _OWN if key in options}}
+    options = {**_defaults(name, k_position, options), **options}
+    whole = tuple(-(-side // _STRIDE) * _STRIDE for side in size)  # which every backbone takes
+    backbone = _pyramid(name, create_model(name, features_only=True, image_size=whole, **options))
+    return Segmenter(backbone_at(backbone, size), head, num_classes, size, **own)
+
+
+def _defaults(name: str, k_position: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the backbone that are otherwise than a classifier's."""
     known = model_options(name, options.get("attn_type"))
+    chosen: dict[str, Any] = {"feature_norm": "sr_ratios" not in known}
     if "use_positional_encoding" in known:
-        options.setdefault("use_positional_encoding", k_position == "resize")
+        chosen["use_positional_encoding"] = k_position == "resize"
     elif k_position is not None:
         raise ValueError(f"{k_position=} has no effect on {name}: it is an option of focused attention; leave it out")
-    options.setdefault("feature_norm", not ("sr_ratios" in known))
-    if "softmax_window_size" in known and "softmax" in str(known["attn_type"]):
-        options.setdefault("softmax_window_size", _SWIN_WINDOW)
-    backbone = create_model(name, image_size=size, features_only=True, **options)
-    return Segmenter(backbone, head, num_classes, size, **own)
+    if "softmax_window_size" in known and "softmax" in known["attn_type"]:
+        chosen["softmax_window_size"] = _SWIN_WINDOW
+    return chosen
+
+
+def _pyramid(name: str, backbone: Backbone) -> Backbone:
+    """The backbone with its maps from stride 4 on; ValueError unless each has half the sides of the one before."""
+    levels = [i for i, level in enumerate(backbone.level_info()) if level["reduction"] >= 4]
+    backbone = backbone if backbone.out_indices else backbone.clone(out_indices=tuple(levels))
+    strides = [info["reduction"] for info in backbone.feature_info]
+    if len(strides) < 2 or any(2 * fine != coarse for fine, coarse in itertools.pairwise(strides)):
+        raise ValueError(
+            f"{name} has maps of strides {', '.join(f'{s:g}' for s in strides)}: a head needs strides "
+            "that double, as in swin, pvt, cswin, mila and others"
+        )
+    return backbone

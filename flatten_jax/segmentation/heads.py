@@ -126,11 +126,11 @@ class FPN(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, maps: Sequence[jax.Array], train: bool) -> list[jax.Array]:
+    def __call__(self, maps: Sequence[jax.Array]) -> list[jax.Array]:
         """maps: (B, height, width, C) each, the finest first -> as many (B, height, width, features)."""
 
         def conv(x: jax.Array, size: int, name: str) -> jax.Array:
-            return ConvModule(self.features, size, plain=True, dtype=self.dtype, name=name)(x, train)
+            return ConvModule(self.features, size, plain=True, dtype=self.dtype, name=name)(x, False)
 
         levels = [conv(x, 1, f"lateral_convs_{i}") for i, x in enumerate(maps)]
         for i in range(len(levels) - 2, -1, -1):

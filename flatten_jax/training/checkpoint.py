@@ -19,8 +19,6 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from flatten_jax import paths
-from flatten_jax.models import create_model
-from flatten_jax.segmentation.create import create_segmenter
 from flatten_jax.training import integrity
 from flatten_jax.training.integrity import DamagedCheckpointError
 from flatten_jax.training.sharding import describe_mesh
@@ -270,21 +268,6 @@ def model_of_run(path: str | Path) -> tuple[str, dict[str, Any]] | None:
         return None
     options = {k: v for k, v in json.loads(config.read_text())["model"].items() if v is not None}
     return options.pop("name"), options
-
-
-def made_by_run(path: str | Path) -> nn.Module | None:
-    """The model that the config of a run says, a segmenter too, given its folder or its checkpoints'; or None."""
-    described = model_of_run(path)
-    if described is None:
-        return None
-    path = paths.path_of(path)
-    config = next(f for f in (path / "config.json", path.parent / "config.json") if f.exists())
-    wanted = json.loads(config.read_text()).get("segmentation", {})
-    name, options = described
-    if not wanted.get("head"):
-        return create_model(name, **options)
-    own = {"channels": wanted["channels"]} if wanted["channels"] else {}
-    return create_segmenter(name, head=wanted["head"], **own, **options)
 
 
 def save_weights(folder: str | Path, variables: Variables) -> Path:
