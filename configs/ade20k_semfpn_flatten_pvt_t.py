@@ -11,8 +11,7 @@ A minute or two on any CPU, on mosaics: --config configs/ade20k_semfpn_flatten_p
 mIoU: published 37.21 (paper; PVT-T 36.57); not run here.
 """
 
-from configs import dense
-from configs.recipes import Recipe
+from configs.recipes import Recipe, dense
 
 RECIPE = Recipe(
     batch_size=16,

@@ -11,8 +11,7 @@ A minute or two on any CPU, on mosaics: --config configs/ade20k_upernet_flatten_
 mIoU: published 44.82 (paper; Swin-T 44.51); not run here.
 """
 
-from configs import dense
-from configs.recipes import Recipe
+from configs.recipes import Recipe, dense
 
 RECIPE = Recipe(
     batch_size=16,

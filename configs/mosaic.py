@@ -8,8 +8,8 @@ swapped by --config.model.attn_type=NAME, the head by --config.segmentation.head
 For any machine: TODO. No published mIoU for this setting; ours: TODO.
 """
 
-from configs import base, dense
-from configs.recipes import Recipe
+from configs import base
+from configs.recipes import Recipe, dense
 
 RECIPE = Recipe(
     batch_size=32,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from configs import dense
+from configs.recipes import dense
 from configs.ade20k_semfpn_flatten_pvt_t import get_config as semfpn
 from configs.ade20k_upernet_flatten_swin_t import get_config as upernet
 from flatten_jax.data import pipeline

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import dense
+from configs.recipes import dense
 from flatten_jax.models import create_model, init
 from flatten_jax.training import loop, setup
 from flatten_jax.training.checkpoint import save_weights
@@ -45,7 +45,8 @@ def test_a_run_starts_from_a_classifiers_weights(tmp_path):
     before = init(classifier, seed=5)
     config.init_from = str(save_weights(tmp_path / "classifier", before))
     state, said = loop._first_state(setup.prepare(config))
-    ours, theirs = flat(jax.device_get(state.params["backbone"]), np.asarray), flat(before["params"], np.asarray)
+    ours = flat({"params": jax.device_get(state.params["backbone"])}, np.asarray)
+    theirs = flat(before, np.asarray)
     same = [name for name in ours if ours[name].shape == theirs[name].shape]
     for name in same:
         np.testing.assert_array_equal(ours[name], theirs[name])
