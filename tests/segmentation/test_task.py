@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from configs.recipes import dense
 from configs.ade20k_semfpn_flatten_pvt_t import get_config as semfpn
 from configs.ade20k_upernet_flatten_swin_t import get_config as upernet
+from configs.recipes import dense
 from flatten_jax.data import pipeline
 from flatten_jax.data.source import Example
 from flatten_jax.segmentation.batches import plan_batches
