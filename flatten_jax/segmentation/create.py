@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
+
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.create import create_model, model_options
 from flatten_jax.segmentation.model import HEADS, Segmenter, backbone_at
@@ -54,6 +56,18 @@ def create_segmenter(
     whole = tuple(-(-side // _STRIDE) * _STRIDE for side in size)  # which every backbone takes
     backbone = _pyramid(name, create_model(name, features_only=True, image_size=whole, **options))
     return Segmenter(backbone_at(backbone, size), head, num_classes, size, **own)
+
+
+def create(name: str, **options: Any) -> nn.Module:
+    """A model by its name; a segmenter where a head stands before that, "upernet_flatten_swin_t"."""
+    head, backbone = split(name)
+    return create_segmenter(backbone, head, **options) if head else create_model(name, **options)
+
+
+def split(name: str) -> tuple[str, str]:
+    """(head or "", name of the model) of a name that `create` takes."""
+    head, _, backbone = name.partition("_")
+    return (head, backbone) if head in HEADS else ("", name)
 
 
 def _defaults(name: str, k_position: str | None, options: dict[str, Any]) -> dict[str, Any]:
