@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from flatten_jax.attention import pattern, takes_bias
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.create import create_model, model_options
 from flatten_jax.segmentation.model import HEADS, Segmenter, backbone_at
@@ -78,8 +79,10 @@ def _defaults(name: str, k_position: str | None, options: dict[str, Any]) -> dic
         chosen["use_positional_encoding"] = k_position == "resize"
     elif k_position is not None:
         raise ValueError(f"{k_position=} has no effect on {name}: it is an option of focused attention; leave it out")
-    if "softmax_window_size" in known and "softmax" in known["attn_type"]:
-        chosen["softmax_window_size"] = _SWIN_WINDOW
+    if "softmax_window_size" in known:
+        stages = pattern(known["attn_type"], options.get("depths", known["depths"]))
+        if any(takes_bias(attention) for attentions in stages for attention in attentions):
+            chosen["softmax_window_size"] = _SWIN_WINDOW
     return chosen
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import flatten_jax
+from flatten_jax.data.source import Example
 from flatten_jax.models import abstract_variables, multiply_adds
 from flatten_jax.segmentation.model import resize_logits
 from flatten_jax.segmentation.predict import PixelPredictor
@@ -34,10 +35,14 @@ def pvt(**options):
 
 
 def drawn(model):
-    """Variables of a model at random, variances above zero; quicker than compiling `init`."""
-    leaves, tree = jax.tree.flatten(abstract_variables(model))
+    """Variables of a model at random, of norms and statistics about 1; quicker than compiling `init`."""
     rng = np.random.default_rng(0)
-    return jax.tree.unflatten(tree, [np.float32(rng.uniform(0.1, 0.5, leaf.shape)) for leaf in leaves])
+
+    def draw(path, leaf):
+        numbers = rng.normal(scale=0.3, size=leaf.shape).astype(np.float32)
+        return 1 + np.abs(numbers) if path[-1].key == "var" or (path[-1].key == "scale" and leaf.ndim == 1) else numbers
+
+    return jax.tree_util.tree_map_with_path(draw, abstract_variables(model))
 
 
 def shapes(model):
@@ -181,7 +186,7 @@ def test_pictures_are_padded_to_whole_strides_where_the_backbone_wants_them():
     assert found.shape == (1, 13, 18, 3)
     whole = model.at_size((64, 96))
     padded = np.pad(x, ((0, 0), (0, 14), (0, 26), (0, 0)))
-    np.testing.assert_allclose(found, jax.jit(whole.apply)(fitted, padded)[:, :13, :18], atol=1e-5)
+    np.testing.assert_allclose(found, jax.jit(whole.apply)(fitted, padded)[:, :13, :18], rtol=1e-4, atol=1e-4)
     assert swin().at_size((50, 70)).backbone.image_size == (50, 70)  # which pads by itself
     with pytest.raises(ValueError, match=r"image_size=\(50, 70\)"):
         other.apply(fitted, padded)
@@ -193,20 +198,15 @@ def test_pictures_of_any_size_are_predicted():
     picture = np.random.default_rng(2).integers(0, 256, (45, 100, 3), np.uint8)
     predict = PixelPredictor(model, variables, EvalTransform((64, 256), multiple=1))
     ids = predict(picture)
-    assert (ids.shape, ids.dtype, ids.max() < 3) == ((45, 100), np.uint8, True)
+    assert (ids.shape, ids.dtype) == ((45, 100), np.uint8)
+    assert set(np.unique(ids)) == {0, 1, 2}
     resized = predict.transform.resized_size((45, 100))
     answer, fitted = predict._at(resized)
-    logits = answer(fitted, predict.transform.windows(flatten_jax_example(picture)))
+    logits = answer(fitted, predict.transform.windows(Example(picture, None, "")))
     expected = resize_logits(resize_logits(logits, resized), (45, 100))[0]
     assert (np.asarray(expected.argmax(-1)) == ids).mean() > 0.999  # near-ties may round otherwise
     by_windows = PixelPredictor(model, variables, EvalTransform((64, 256), (64, 64), 32))
     assert by_windows(picture).shape == (45, 100)
-
-
-def flatten_jax_example(picture):
-    from flatten_jax.data.source import Example
-
-    return Example(picture, None, "")
 
 
 def test_multiply_adds_are_those_of_the_backbone_and_the_heads_convolutions():
