@@ -88,8 +88,9 @@ def _defaults(name: str, k_position: str | None, options: dict[str, Any]) -> dic
 
 def _pyramid(name: str, backbone: Backbone) -> Backbone:
     """The backbone with its maps from stride 4 on; ValueError unless each has half the sides of the one before."""
-    levels = [i for i, level in enumerate(backbone.level_info()) if level["reduction"] >= 4]
-    backbone = backbone if backbone.out_indices else backbone.clone(out_indices=tuple(levels))
+    strides = [info["reduction"] for info in backbone.feature_info]
+    if not backbone.out_indices and strides[0] < 4:
+        backbone = backbone.clone(out_indices=tuple(i for i, stride in enumerate(strides) if stride >= 4))
     strides = [info["reduction"] for info in backbone.feature_info]
     if len(strides) < 2 or any(2 * fine != coarse for fine, coarse in itertools.pairwise(strides)):
         raise ValueError(

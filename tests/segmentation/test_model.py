@@ -70,11 +70,10 @@ def test_logits_are_of_the_first_map_and_the_auxiliary_ones_of_the_third():
     assert "auxiliary_head" not in abstract_variables(alone)["params"]
 
 
-def test_whole_segmenters_have_the_papers_sizes():
-    """60 and 17 million, of which the heads are known exactly (test_heads)."""
+def test_a_whole_segmenter_has_the_papers_size():
+    """60 million with Swin-T, of which the heads are known exactly (test_heads)."""
     whole = flatten_jax.create_segmenter("flatten_swin_t")
     assert flatten_jax.num_params(whole) == 59_942_724
-    assert flatten_jax.num_params(flatten_jax.create_segmenter("flatten_pvt_t", "semfpn")) == 16_768_150
     variables = abstract_variables(whole)["params"]
     assert {"norm0", "norm1", "norm2", "norm3"} < set(variables["backbone"])
     assert "positional_encoding" not in variables["backbone"]["layers_0"]["blocks_0"]["attn"]
@@ -197,12 +196,13 @@ def test_pictures_of_any_size_are_predicted():
     model, variables = pvt(), drawn(pvt())
     picture = np.random.default_rng(2).integers(0, 256, (45, 100, 3), np.uint8)
     predict = PixelPredictor(model, variables, EvalTransform((64, 256), multiple=1))
-    ids = predict(picture)
-    assert (ids.shape, ids.dtype) == ((45, 100), np.uint8)
-    assert set(np.unique(ids)) == {0, 1, 2}
     resized = predict.transform.resized_size((45, 100))
     answer, fitted = predict._at(resized)
-    logits = answer(fitted, predict.transform.windows(Example(picture, None, "")))
+    windows = predict.transform.windows(Example(picture, None, ""))
+    fitted["params"]["decode_head"]["conv_seg"]["bias"] -= answer(fitted, windows).mean((0, 1, 2))  # every class wins
+    logits, ids = answer(fitted, windows), predict(picture)
+    assert (ids.shape, ids.dtype) == ((45, 100), np.uint8)
+    assert set(np.unique(ids)) == {0, 1, 2}
     expected = resize_logits(resize_logits(logits, resized), (45, 100))[0]
     assert (np.asarray(expected.argmax(-1)) == ids).mean() > 0.999  # near-ties may round otherwise
     by_windows = PixelPredictor(model, variables, EvalTransform((64, 256), (64, 64), 32))
