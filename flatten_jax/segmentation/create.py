@@ -88,9 +88,9 @@ def _defaults(name: str, k_position: str | None, options: dict[str, Any]) -> dic
 
 def _pyramid(name: str, backbone: Backbone) -> Backbone:
     """The backbone with its maps from stride 4 on; ValueError unless each has half the sides of the one before."""
-    strides = [info["reduction"] for info in backbone.feature_info]
-    if not backbone.out_indices and strides[0] < 4:
-        backbone = backbone.clone(out_indices=tuple(i for i, stride in enumerate(strides) if stride >= 4))
+    if not backbone.out_indices and backbone.feature_info[0]["reduction"] < 4:
+        coarse = tuple(info["index"] for info in backbone.feature_info if info["reduction"] >= 4)
+        backbone = backbone.clone(out_indices=coarse)
     strides = [info["reduction"] for info in backbone.feature_info]
     if len(strides) < 2 or any(2 * fine != coarse for fine, coarse in itertools.pairwise(strides)):
         raise ValueError(

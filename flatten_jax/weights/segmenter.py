@@ -12,6 +12,7 @@ import numpy as np
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.segmentation.model import BACKBONE, Segmenter
 from flatten_jax.weights.convert import as_variables, flat
+from flatten_jax.weights.kind import describe
 from flatten_jax.weights.layout import Row, entries, layout
 from flatten_jax.weights.new import initial
 from flatten_jax.weights.report import Report
@@ -53,7 +54,7 @@ def with_new_heads(
     filled = as_variables((row, new[row.ours] if ours[row.ours] is None else ours[row.ours]) for row in rows)
     return filled, dataclasses.replace(
         report,
-        model=f"{type(model).__name__} of {report.model}",
+        model=describe(model),
         matched=tuple(name for name in report.matched if name not in left),
         resampled={name: shapes for name, shapes in report.resampled.items() if name not in left},
         ignored=(*report.ignored, *sorted(left & {*report.matched, *report.resampled})),
