@@ -86,7 +86,7 @@ class TrainTransform:
 def is_mixed(mask: np.ndarray, most: float) -> bool:
     """Whether a mask has two classes or more, and none of them `most` of the labelled pixels."""
     counts = np.bincount(mask.ravel(), minlength=IGNORED + 1)[:IGNORED]
-    return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < most
+    return bool(counts.any()) and counts.max() / counts.sum() < most
 
 
 @dataclass(frozen=True)
