@@ -136,6 +136,10 @@ class Backbone(nn.Module):
         idle |= set() if self.features_only else {"out_indices", "feature_norm"}
         return idle | (set() if self.remat else {"remat_policy"})
 
+    def looped(self) -> "Backbone":
+        """This model with a loop over alike blocks, which is traced once."""
+        return self if "scan" in self.idle_options() else self.clone(scan=True)
+
     def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
         """Makes the host of the attention of block j of stage i; blocks with equal ones are alike."""
         raise NotImplementedError

@@ -4,6 +4,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import flax.linen as nn
+
+from flatten_jax.attention import pattern, takes_bias
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.create import create_model, model_options
 from flatten_jax.segmentation.model import HEADS, Segmenter, backbone_at
@@ -56,6 +59,18 @@ def create_segmenter(
     return Segmenter(backbone_at(backbone, size), head, num_classes, size, **own)
 
 
+def create(name: str, **options: Any) -> nn.Module:
+    """A model by its name; a segmenter where a head stands before that, "upernet_flatten_swin_t"."""
+    head, backbone = split(name)
+    return create_segmenter(backbone, head, **options) if head else create_model(name, **options)
+
+
+def split(name: str) -> tuple[str, str]:
+    """(head or "", name of the model) of a name that `create` takes."""
+    head, _, backbone = name.partition("_")
+    return (head, backbone) if head in HEADS else ("", name)
+
+
 def _defaults(name: str, k_position: str | None, options: dict[str, Any]) -> dict[str, Any]:
     """Options of the backbone that are otherwise than a classifier's."""
     known = model_options(name, options.get("attn_type"))
@@ -64,8 +79,10 @@ def _defaults(name: str, k_position: str | None, options: dict[str, Any]) -> dic
         chosen["use_positional_encoding"] = k_position == "resize"
     elif k_position is not None:
         raise ValueError(f"{k_position=} has no effect on {name}: it is an option of focused attention; leave it out")
-    if "softmax_window_size" in known and "softmax" in known["attn_type"]:
-        chosen["softmax_window_size"] = _SWIN_WINDOW
+    if "softmax_window_size" in known:
+        stages = pattern(known["attn_type"], options.get("depths", known["depths"]))
+        if any(takes_bias(attention) for attentions in stages for attention in attentions):
+            chosen["softmax_window_size"] = _SWIN_WINDOW
     return chosen
 
 

@@ -89,6 +89,10 @@ class Segmenter(nn.Module):
         """
         return self.clone(backbone=backbone_at(self.backbone, tuple(image_size)), image_size=tuple(image_size))
 
+    def looped(self) -> "Segmenter":
+        """As `Backbone.looped`."""
+        return self.clone(backbone=self.backbone.looped())
+
     # What `weights` asks of a model.
 
     def original(self, name: str) -> str:

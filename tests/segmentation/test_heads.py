@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flatten_jax.segmentation.heads import FPN, FPNHead, UPerHead
+from flatten_jax import num_params
+from flatten_jax.segmentation.heads import FPN, FCNHead, FPNHead, UPerHead
 from flatten_jax.segmentation.resize import bilinear
 from flatten_jax.weights.layout import torch_modules
 from tests.attention.recipe import assert_is, cosines, sines
@@ -61,3 +62,20 @@ def test_bilinear_is_not_antialiased():
     x = cosines(1, 6, 10, 1)
     means = x.reshape(1, 3, 2, 5, 2, 1).mean(axis=(2, 4))
     np.testing.assert_allclose(bilinear(np.float32(x), (3, 5)), means, atol=1e-6)
+
+
+def sizes(module, widths, *args):
+    """Parameters of a module on maps of these widths; nothing is computed."""
+    maps = [jax.ShapeDtypeStruct((1, 32 >> i, 32 >> i, width), np.float32) for i, width in enumerate(widths)]
+    maps = maps if len(maps) > 1 else maps[0]
+    return num_params(jax.eval_shape(lambda maps: module.init(jax.random.key(0), maps, *args), maps))
+
+
+def test_heads_have_mmsegmentations_numbers_of_parameters():
+    assert sizes(UPerHead(150), (96, 192, 384, 768), False) == 31_497_366
+    assert sizes(FCNHead(150), (384,), False) == 923_798
+    assert sizes(UPerHead(150), (128, 256, 512, 1024), False) == 33_315_990
+    assert sizes(FCNHead(150), (512,), False) == 1_218_710
+    assert sizes(FPN(), (64, 128, 320, 512)) == 2_623_488
+    assert sizes(FPN(), (96, 192, 384, 768)) == 2_729_984
+    assert sizes(FPNHead(150), (256,) * 4, False) == 1_643_158
