@@ -65,7 +65,6 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_is_evaluated(tmp_path, capsys
         "--config.checkpoint.every_epochs=0.2",
         "--config.eval.every_epochs=1.0",
         "--config.log_every_steps=1",
-        "--config.data.workers=1",
     )
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     status, output = run(*command, "--workdir", unbroken)
