@@ -103,6 +103,15 @@ def test_a_fault_of_a_mask_is_a_line_before_training_and_when_it_is_read(ade, fa
         source[1]
 
 
+def test_what_training_replaces_is_no_fault_of_it(ade):
+    """A file that is cut off, and no mask that is wrong."""
+    FAULTS["cut off"][0](mask_path(ade))
+    assert check.glance(opened(ade), skip_corrupt=True).startswith("3 masks have the ids 0-3")
+    FAULTS["16 bits"][0](mask_path(ade))
+    with pytest.raises(ValueError, match="is a 16-bit PNG"):
+        check.glance(opened(ade), skip_corrupt=True)
+
+
 def test_missing_partners_are_named(ade):
     mask_path(ade).unlink()
     (ade / "images/training/ADE_train_00000003.jpg").unlink()
