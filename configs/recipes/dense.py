@@ -41,6 +41,6 @@ def variant(config, arg: str):
     config.train.update(batch_size=8, epochs=2.0)
     config.data.examples = 32
     config.optimizer.update(learning_rate=0.1)
-    config.segmentation.update(mosaic="rectangles", reduce_zero_label=False, channels=16, resize=(64, 64))
+    config.segmentation.update(mosaic="rectangles", reduce_zero_label=False, channels=16)
     config.eval.batch_size = 8
     return config

@@ -45,7 +45,7 @@ def transform(config: ml_collections.ConfigDict, size: Size, *, train: bool) -> 
     """What makes arrays of pictures and masks, for a model of an image size."""
     wanted = config.segmentation
     fill = tuple(round(255 * channel) for channel in config.data.mean)
-    resize = tuple(wanted.resize)
+    resize = tuple(wanted.resize) if wanted.mosaic == "none" else (min(size), max(size))
     if train:
         return TrainTransform(
             tuple(size),

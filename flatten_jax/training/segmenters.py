@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import ml_collections
 
 from flatten_jax.lra import sources as lra
+from flatten_jax.segmentation.model import HEADS
 from flatten_jax.training.setting import Setting
 
 SETTINGS = {
@@ -18,7 +19,7 @@ SETTINGS = {
     ),
     "segmentation.reduce_zero_label": Setting(bool, "", "masks have 0 for no class and 1 for the first one", False),
     "segmentation.resize": Setting(
-        tuple, "[1, inf)", "(shorter side, longer side) to resize pictures within", (512, 2048)
+        tuple, "[1, inf)", "(shorter side, longer side) to resize pictures within; mosaics have their own", (512, 2048)
     ),
     "segmentation.ratio": Setting(tuple, "(0, inf)", "smallest and largest factor of that, in training", (0.5, 2.0)),
     "segmentation.cat_max_ratio": Setting(float, "(0, 1]", "a crop with this share of one class is drawn again", 0.75),
@@ -33,7 +34,6 @@ SETTINGS = {
         int, "[1, inf)", "of whole: sides are rounded to it; 1: more shapes to compile", 32
     ),
 }
-HEADS = ("upernet", "semfpn")
 # What is done to pictures for classes alone; where it is done to pictures with masks, `segmentation` says it.
 NO_AUGMENTATION = {
     "scale": (1.0, 1.0),

@@ -24,7 +24,6 @@ TINY = (
     "--config.model.num_heads=(1,1,1,1)",
     "--config.model.out_indices=(0,1)",  # half the model, in half the time
     "--config.segmentation.channels=8",
-    "--config.segmentation.resize=(32,64)",
     "--config.data.name=synthetic",
     "--config.data.examples=40",
     "--config.train.batch_size=8",
@@ -109,6 +108,7 @@ def test_pictures_of_several_sizes_are_evaluated_whole_with_tables_resampled(tmp
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(path)
     config = config_of("--config.segmentation.mosaic=none")
+    config.segmentation.resize = (32, 64)
     config.data.update(name="folder", folder=str(tmp_path / "set"), examples=0)
     config.model.num_classes = 3
     run = setup.prepare(config)
