@@ -32,9 +32,7 @@ def get_config(arg: str = ""):
     )
     config.data.update(name="digits", workers=0, examples=1600)
     config.augment.hflip = 0.0  # of digits; of photographs 0.5
-    config.segmentation.update(
-        head="upernet", channels=32, mosaic="voronoi", resize=(64, 64), ratio=(0.8, 1.5), photometric=False
-    )
+    config.segmentation.update(head="upernet", channels=32, mosaic="voronoi", ratio=(0.8, 1.5), photometric=False)
     config.optimizer.schedule = "poly"
     config.eval.update(every_epochs=5.0, batch_size=50)
     config.checkpoint.every_epochs = 5.0

@@ -3,7 +3,15 @@
 from configs import base
 
 # What is done to pictures of classes; of pictures with masks `config.segmentation` says it.
-NO_AUGMENTATION = dict(rand_augment="", erase_prob=0.0, mixup=0.0, cutmix=0.0, label_smoothing=0.0)
+NO_AUGMENTATION = dict(
+    scale=(1.0, 1.0),
+    ratio=(1.0, 1.0),
+    rand_augment="",
+    erase_prob=0.0,
+    mixup=0.0,
+    cutmix=0.0,
+    label_smoothing=0.0,
+)
 ADE20K = 20_210  # training pictures
 
 
@@ -33,6 +41,6 @@ def variant(config, arg: str):
     config.train.update(batch_size=8, epochs=2.0)
     config.data.examples = 32
     config.optimizer.update(learning_rate=0.1)
-    config.segmentation.update(mosaic="rectangles", reduce_zero_label=False, channels=16, resize=(64, 64))
+    config.segmentation.update(mosaic="rectangles", reduce_zero_label=False, channels=16)
     config.eval.batch_size = 8
     return config

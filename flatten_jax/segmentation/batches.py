@@ -1,6 +1,7 @@
 """Batches of an evaluation of pictures with masks: every picture once, in arrays of few shapes."""
 
 import collections
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,10 +85,9 @@ class EvalBatches:
         return pipeline.size_here(max(shape.pictures for shape in self.shapes), self.process_index, self.process_count)
 
     @property
-    def largest(self) -> tuple[int, ...]:
-        """The windows of a picture, of the shape that has most pixels of them."""
-        shape = max(self.shapes, key=lambda shape: shape.windows * shape.window[0] * shape.window[1])
-        return (shape.windows, *shape.window, 3)
+    def largest(self) -> tuple[int]:
+        """Bytes of a picture's windows and mask, at most, which the pipeline makes room for."""
+        return (max(3 * shape.windows * math.prod(shape.window) + math.prod(shape.canvas) for shape in self.shapes),)
 
     def __len__(self) -> int:
         return len(self.plan)

@@ -46,18 +46,24 @@ class Found(NamedTuple):
 
 
 def check_masks(
-    source: MaskSource, indices: Iterable[int] | None = None, *, whole: bool = True, progress: str = ""
+    source: MaskSource,
+    indices: Iterable[int] | None = None,
+    *,
+    whole: bool = True,
+    skip_corrupt: bool = False,
+    progress: str = "",
 ) -> Found:
     """Looks at the masks of a set.
 
     Args:
         indices: of those that are meant; default: all.
         whole: decode the pictures too, not only their headers.
+        skip_corrupt: files that cannot be decoded are no fault.
         progress: shows a bar of this name.
     """
     pixels = np.zeros(256, np.int64)
 
-    def look(index: int) -> str | np.ndarray:
+    def look(index: int) -> str | np.ndarray | None:
         try:
             image, mask, name, mask_name = source.stored(index)
             ids = mask if isinstance(mask, np.ndarray) else read_mask(mask, mask_name)
@@ -65,7 +71,9 @@ def check_masks(
                 decode(image, name)
             check_sizes(image, ids.shape, name)
             class_ids(ids, source.table, mask_name)
-        except (CorruptImageError, MaskError, OSError) as error:
+        except CorruptImageError as error:
+            return None if skip_corrupt else str(error)
+        except (MaskError, OSError) as error:
             return str(error)
         return np.bincount(ids.ravel(), minlength=256)
 
@@ -79,11 +87,12 @@ def check_masks(
     return Found(tuple(faults), len(chosen), pixels, source.table)
 
 
-def glance(source: MaskSource, process_index: int = 0, process_count: int = 1) -> str:
+def glance(source: MaskSource, process_index: int = 0, process_count: int = 1, skip_corrupt: bool = False) -> str:
     """Looks at some masks and at the headers of their pictures; returns what they hold, in a line.
 
     Args:
         process_index, process_count: each process looks at its share of them.
+        skip_corrupt: files that cannot be decoded are no fault, because the training replaces them.
 
     Raises:
         MaskError: some cannot be used; names them.
@@ -91,7 +100,7 @@ def glance(source: MaskSource, process_index: int = 0, process_count: int = 1) -
     indices = np.linspace(0, len(source) - 1, min(len(source), source.glanced_at)).astype(int)[
         process_index::process_count
     ]
-    found = check_masks(source, indices.tolist(), whole=False)
+    found = check_masks(source, indices.tolist(), whole=False, skip_corrupt=skip_corrupt)
     if found.faults:
         more = f"\n  and {len(found.faults) - LISTED} more" if len(found.faults) > LISTED else ""
         listed = "".join(f"\n  {fault}" for fault in found.faults[:LISTED])

@@ -45,7 +45,7 @@ def transform(config: ml_collections.ConfigDict, size: Size, *, train: bool) -> 
     """What makes arrays of pictures and masks, for a model of an image size."""
     wanted = config.segmentation
     fill = tuple(round(255 * channel) for channel in config.data.mean)
-    resize = tuple(wanted.resize)
+    resize = tuple(wanted.resize) if wanted.mosaic == "none" else (min(size), max(size))
     if train:
         return TrainTransform(
             tuple(size),
@@ -78,5 +78,6 @@ def mosaics(config: ml_collections.ConfigDict, split: str, pictures: Source) -> 
     """Mosaics of the size of the model, of a split of classified pictures. No other split has the same."""
     count = config.data.examples or MOSAICS
     count = count if split == "train" else max(1, count // OF_EVALUATION)
-    seed = ("train", "eval").index(split)
-    return MosaicSource(pictures, config.segmentation.mosaic, config.model.image_size, count, seed)
+    size = config.model.image_size
+    size = (size, size) if isinstance(size, int) else size
+    return MosaicSource(pictures, config.segmentation.mosaic, size, count, seed=("train", "eval").index(split))

@@ -211,6 +211,11 @@ def open_masks(
         ValueError: a set without masks, or whose masks are not what they are taken for.
     """
     if name != "folder":
+        if reduce_zero_label:
+            raise ValueError(
+                f"segmentation.reduce_zero_label=True has no effect on data.name={name!r}, whose ids are known: leave "
+                "it out"
+            )
         if "://" in os.fspath(data_dir or ""):
             raise ValueError(
                 f"data.data_dir={data_dir}: masks of TFDS are read from a local folder; copy the set there"

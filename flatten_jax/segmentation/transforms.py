@@ -50,7 +50,8 @@ class TrainTransform:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (*self.size, 3)
+        """As many bytes as picture and mask have, which the pipeline makes room for."""
+        return (*self.size, 4)
 
     def labelled(self, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """(uint8 (height, width, 3), uint8 (height, width)); every random number is drawn from `rng`."""
@@ -69,7 +70,7 @@ class TrainTransform:
             picture, part = picture[:, ::-1], part[:, ::-1]
         if self.photometric:
             picture = distort(np.ascontiguousarray(picture), Distortion.drawn(rng))
-        image = np.empty(self.shape, np.uint8)
+        image = np.empty((*self.size, 3), np.uint8)
         image[:] = self.fill
         label = np.full(self.size, IGNORED, np.uint8)
         height, width = part.shape
@@ -85,7 +86,7 @@ class TrainTransform:
 def is_mixed(mask: np.ndarray, most: float) -> bool:
     """Whether a mask has two classes or more, and none of them `most` of the labelled pixels."""
     counts = np.bincount(mask.ravel(), minlength=IGNORED + 1)[:IGNORED]
-    return np.count_nonzero(counts) > 1 and counts.max() / counts.sum() < most
+    return bool(counts.any()) and counts.max() / counts.sum() < most
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ What a model takes besides is said by its own class (`flatten_jax.model_options`
 """
 
 import difflib
-import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 
@@ -15,68 +14,13 @@ from flatten_jax.data import bucket, rand_augment, sources
 from flatten_jax.lra import sources as lra
 from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD
 from flatten_jax.training import segmenters, teachers
+from flatten_jax.training.setting import Setting
 
 DTYPES = {
     "float32": ("fp32", "f32", "float", "full"),
     "bfloat16": ("bf16",),
     "float16": ("fp16", "f16", "half"),
 }
-
-
-class Setting(NamedTuple):
-    """What a setting may be.
-
-    Attributes:
-        kind: int, float, bool, str; tuple: (low, high) in ascending order; list: (red, green, blue).
-        values: of numbers an interval such as "[0, 1)", which each entry of a tuple has to be in; of text the words to
-            choose from, as "a | b". "": any.
-        meaning: one line.
-        before: the value that runs have which were started before there was the setting; None: it was always there.
-    """
-
-    kind: type
-    values: str
-    meaning: str
-    before: Any = None
-
-    @property
-    def allowed(self) -> str:
-        """In words: "a number in [0, 1)"."""
-        if self.kind is str:
-            return f"one of {self.values.replace(' | ', ', ')}" if self.values else "text"
-        noun = {int: "a whole number", float: "a number", bool: "True or False"}
-        noun |= {tuple: "(low, high), low <= high", list: "three numbers, (red, green, blue)"}
-        low, _, high = self.values[1:-1].partition(", ")
-        if high == "inf":
-            finite = " and finite" if self.kind is float else ""
-            return f"{noun[self.kind]}, {'at least' if self.values[0] == '[' else 'above'} {low}{finite}"
-        return (
-            f"{noun[self.kind]}{',' * (self.kind in (tuple, list))} in {self.values}"
-            if self.values
-            else noun[self.kind]
-        )
-
-    def takes(self, value: Any) -> bool:
-        if self.kind is str:
-            return isinstance(value, str) and (not self.values or value in self.values.split(" | "))
-        if self.kind is bool:
-            return isinstance(value, bool)
-        if self.kind is list:
-            return isinstance(value, tuple | list) and len(value) == 3 and all(map(self._has, value))
-        if self.kind is tuple:
-            numbers = isinstance(value, tuple | list) and len(value) == 2 and all(map(self._has, value))
-            return numbers and value[0] <= value[1]
-        return self._has(value)
-
-    def _has(self, value: Any) -> bool:
-        """Whether a number is in the interval."""
-        kinds = int if self.kind is int else int | float
-        if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
-            return False
-        low, high = map(float, self.values[1:-1].split(", "))
-        return (low < value or (low == value and self.values[0] == "[")) and (
-            value < high or (high == value and self.values[-1] == "]")
-        )
 
 
 SETTINGS: dict[str, Setting] = {
@@ -182,30 +126,7 @@ SETTINGS: dict[str, Setting] = {
     "linearize.align_epochs": Setting(float, "(0, inf)", "of stage align", 1.0),
     "linearize.align_learning_rate": Setting(float, "(0, inf)", "peak of stage align, whatever the batch", 3e-3),
     "linearize.features_epochs": Setting(float, "(0, inf)", "of stage features", 1.0),
-    "segmentation.head": Setting(str, "", "upernet or semfpn: learn a class for each pixel; '': for each picture", ""),
-    "segmentation.channels": Setting(int, "[0, inf)", "width of the head; 0: that of the published ones", 0),
-    "segmentation.mosaic": Setting(
-        str,
-        "none | voronoi | rectangles",
-        "make mosaics of the classified pictures of data.name; none: it has masks",
-        "none",
-    ),
-    "segmentation.reduce_zero_label": Setting(bool, "", "masks have 0 for no class and 1 for the first one", False),
-    "segmentation.resize": Setting(
-        tuple, "[1, inf)", "(shorter side, longer side) to resize pictures within", (512, 2048)
-    ),
-    "segmentation.ratio": Setting(tuple, "(0, inf)", "smallest and largest factor of that, in training", (0.5, 2.0)),
-    "segmentation.cat_max_ratio": Setting(float, "(0, 1]", "a crop with this share of one class is drawn again", 0.75),
-    "segmentation.photometric": Setting(bool, "", "change brightness, contrast, saturation and hue at random", True),
-    "segmentation.auxiliary_weight": Setting(float, "[0, inf)", "of the auxiliary head's loss", 0.4),
-    "segmentation.avg_non_ignore": Setting(bool, "", "loss: a mean over labelled pixels instead of over all", False),
-    "segmentation.eval": Setting(
-        str, "whole | slide", "take pictures whole, or by windows of model.image_size", "whole"
-    ),
-    "segmentation.stride": Setting(int, "[1, inf)", "of the windows of slide, in pixels", 341),
-    "segmentation.multiple": Setting(
-        int, "[1, inf)", "of whole: sides are rounded to it; 1: more shapes to compile", 32
-    ),
+    **segmenters.SETTINGS,
     "eval.every_epochs": Setting(float, "(0, inf)", "how often, and at the end"),
     "eval.batch_size": Setting(int, "[1, inf)", "pictures at a time, over all devices"),
     "eval.resize_ratio": Setting(float, "[1, inf)", "a picture is resized to this times the model's, then cropped"),

@@ -232,7 +232,8 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
         check.glance(source, *here)
     if config.segmentation.head:
         for split, source in (("training", train_source), ("evaluation", eval_source)):
-            found.append(f"{split}: {check_masks.glance(source, *here)}")
+            skip = split == "training" and config.data.on_corrupt == "skip"
+            found.append(f"{split}: {check_masks.glance(source, *here, skip_corrupt=skip)}")
     training = training_of(config, model, mesh, steps_per_epoch, teacher, train_source.class_names)
     return Run(
         config=config,

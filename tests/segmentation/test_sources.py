@@ -11,6 +11,7 @@ from PIL import Image
 from flatten_jax.cli.main import main
 from flatten_jax.data.source import Example, Source
 from flatten_jax.segmentation import check, mosaic
+from flatten_jax.segmentation.distort import resized
 from flatten_jax.segmentation.masks import IGNORED, MaskError
 from flatten_jax.segmentation.mosaic import MosaicSource
 from flatten_jax.segmentation.sources import open_masks
@@ -100,6 +101,15 @@ def test_a_fault_of_a_mask_is_a_line_before_training_and_when_it_is_read(ade, fa
         check.glance(source)
     with pytest.raises(ValueError, match=said):
         source[1]
+
+
+def test_what_training_replaces_is_no_fault_of_it(ade):
+    """A file that is cut off, and no mask that is wrong."""
+    FAULTS["cut off"][0](mask_path(ade))
+    assert check.glance(opened(ade), skip_corrupt=True).startswith("3 masks have the ids 0-3")
+    FAULTS["16 bits"][0](mask_path(ade))
+    with pytest.raises(ValueError, match="is a 16-bit PNG"):
+        check.glance(opened(ade), skip_corrupt=True)
 
 
 def test_missing_partners_are_named(ade):
@@ -242,10 +252,8 @@ def test_a_mosaic_is_a_function_of_seed_and_index():
 
 def test_a_picture_covers_its_cell():
     """A cell of 24 x 16 pixels gets a picture of 8 x 8 three times as large, of which 24 x 16 are seen."""
-    ramp = np.tile(np.arange(8, dtype=np.uint8)[:, None, None] * 30, (1, 8, 3))
-    part = mosaic._covering(ramp, (24, 16), np.array([0.0, 0.5]))
-    assert part.shape == (24, 16, 3)
-    assert part[0].max() == 0 and part[-1].min() == 210
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    EQUAL(mosaic._covering(noise, (24, 16), np.array([0.0, 0.5])), resized(noise, (24, 24))[:, 4:20])
 
 
 def test_a_mask_error_survives_a_worker_process():

@@ -118,6 +118,8 @@ def test_the_published_recipes(get, steps, warmup, rate, decay, power, which):
         0.5,
     )
     assert wanted.reduce_zero_label and wanted.photometric and not wanted.avg_non_ignore
+    small = setup.model_of(checked(dense.variant(get(), "smoke")))
+    assert (setup.model_of(config).num_classes, small.num_classes, small.head) == (150, 10, wanted.head)
 
 
 def test_what_decays_of_upernet_and_of_semantic_fpn():

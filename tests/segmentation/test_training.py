@@ -8,8 +8,9 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from configs.recipes import dense
+from flatten_jax.cli.config_file import read_config
 from flatten_jax.models import create_model, init
 from flatten_jax.training import loop, setup
 from flatten_jax.training.checkpoint import save_weights
@@ -21,8 +22,8 @@ TINY = (
     "--config.model.image_size=(32,32)",
     "--config.model.embed_dims=(8,16,24,32)",
     "--config.model.num_heads=(1,1,1,1)",
+    "--config.model.out_indices=(0,1)",  # half the model, in half the time
     "--config.segmentation.channels=8",
-    "--config.segmentation.resize=(32,64)",
     "--config.data.name=synthetic",
     "--config.data.examples=40",
     "--config.train.batch_size=8",
@@ -32,15 +33,15 @@ TINY = (
 
 
 def config_of(*overrides):
-    from flatten_jax.cli.config_file import read_config
-
     return read_config("configs/mosaic.py", [*TINY, "--config.model.num_classes=10", *overrides])
 
 
 def test_a_run_starts_from_a_classifiers_weights(tmp_path):
     """What is the backbone's is taken, position tables fitted to another image size; the head is new."""
     config = config_of()
-    options = {k: v for k, v in config.model.items() if v is not None and k not in ("image_size", "num_classes")}
+    options = {
+        k: v for k, v in config.model.items() if v is not None and k not in ("image_size", "num_classes", "out_indices")
+    }
     classifier = create_model(**options, image_size=(64, 64), num_classes=7)
     before = init(classifier, seed=5)
     config.init_from = str(save_weights(tmp_path / "classifier", before))
@@ -50,20 +51,19 @@ def test_a_run_starts_from_a_classifiers_weights(tmp_path):
     same = [name for name in ours if ours[name].shape == theirs[name].shape]
     for name in same:
         np.testing.assert_array_equal(ours[name], theirs[name])
-    assert {name.split("/")[-1] for name in ours if name not in same} == {f"pos_embed{i}" for i in (1, 2, 3, 4)}
+    assert {name.split("/")[-1] for name in ours if name not in same} == {"pos_embed1", "pos_embed2"}
     assert "fine-tuning: weights of" in said and "resampled" in said
     assert re.search("made new.*decode_head", said, re.DOTALL)
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bits_and_is_evaluated(tmp_path):
+def test_a_killed_run_goes_on_to_the_same_bits_and_is_evaluated(tmp_path, capsys):
     command = (
         "--config=configs/mosaic.py",
         *TINY,
         "--config.checkpoint.every_epochs=0.2",
         "--config.eval.every_epochs=1.0",
         "--config.log_every_steps=1",
-        "--config.data.workers=1",
     )
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     status, output = run(*command, "--workdir", unbroken)
@@ -84,25 +84,35 @@ def test_a_killed_run_goes_on_to_the_same_bits_and_is_evaluated(tmp_path):
         [{k: v for k, v in line.items() if k != "perf/img_per_sec"} for line in metrics(f)] for f in (broken, unbroken)
     ]
     assert timeless[0] == timeless[1]
-    status, output = run("--workdir", broken, "--mode=eval")
-    assert status == 0, output
     last = next(line for line in reversed(metrics(broken)) if "eval/miou" in line)
-    assert f"mIoU {last['eval/miou']:.2f} %" in output and "IoU in percent:" in output
+    result = loop.evaluate_checkpoint(setup.prepare(read_config(str(broken), [])), str(broken))
+    assert result["eval/miou"] == pytest.approx(last["eval/miou"], abs=0.5)  # on other devices
+    output = capsys.readouterr().out
+    assert f"mIoU {result['eval/miou']:.2f} %" in output and "IoU in percent:" in output
     assert len(re.findall(r"^  stripes\d +([\d.]+|nowhere)$", output, re.MULTILINE)) == 10
     saved = json.loads((broken / "config.json").read_text())
     assert (saved["segmentation"]["head"], saved["model"]["num_classes"]) == ("upernet", 10)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["ade20k_semfpn_flatten_pvt_t", "ade20k_upernet_flatten_swin_t"])
-def test_the_smoke_of_the_published_configs_trains(file, tmp_path):
-    """Of their models in small; shapes of the large ones are traced by tests/segmentation/test_heads.py."""
-    import importlib
-
-    config = dense.variant(importlib.import_module(f"configs.{file}").get_config(), "smoke")
-    config.train.epochs = 1.0
-    config.model.update(embed_dims=(8, 16, 24, 32) if "pvt" in file else None)
-    if "swin" in file:
-        config.model.update(embed_dim=8, num_heads=(1, 1, 1, 1))
-    loop.train(setup.prepare(config), str(tmp_path))
-    assert metrics(tmp_path)[-1]["eval/miou"] >= 0
+def test_pictures_of_several_sizes_are_evaluated_whole_with_tables_resampled(tmp_path):
+    """PVT's position tables belong to a size, and the masks of the folder are of two others."""
+    rng = np.random.default_rng(0)
+    for split, sizes in (("training", [(32, 40)] * 8), ("validation", [(32, 64), (48, 32)])):
+        for i, size in enumerate(sizes):
+            for kind, pixels, ending in (
+                ("images", rng.integers(0, 256, (*size, 3), np.uint8), "jpg"),
+                ("annotations", rng.integers(0, 3, size).astype(np.uint8), "png"),
+            ):
+                path = tmp_path / "set" / kind / split / f"{i}.{ending}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    config = config_of("--config.segmentation.mosaic=none")
+    config.segmentation.resize = (32, 64)
+    config.data.update(name="folder", folder=str(tmp_path / "set"), examples=0)
+    config.model.num_classes = 3
+    run = setup.prepare(config)
+    assert [shape.window for shape in run.masks.shapes] == [(32, 64), (64, 32)]
+    state, _ = loop._first_state(run)
+    result = loop.evaluate_weights(run, state.variables)
+    assert result["eval/count"] == 2 and 0 < result["eval/aacc"] < 100

@@ -29,8 +29,9 @@ def test_a_picture_is_resized_bilinear_and_any_part_of_it_alike(size):
 
 def test_a_mask_has_only_its_own_ids_at_the_same_places():
     EQUAL(resized_mask(MASK, (80, 100)), MASK.repeat(2, 0).repeat(2, 1))
-    EQUAL(resized_mask(MASK, (4, 5)), MASK[5::10, 5::10])
-    EQUAL(resized_mask(MASK, (31, 77), (3, 5, 14, 21)), resized_mask(MASK, (31, 77))[3:17, 5:26])
+    noise = RNG.integers(0, 200, (40, 50)).astype(np.uint8)
+    EQUAL(resized_mask(noise, (4, 5)), noise[5::10, 5::10])
+    EQUAL(resized_mask(noise, (31, 77), (3, 5, 14, 21)), resized_mask(noise, (31, 77))[3:17, 5:26])
 
 
 @pytest.mark.parametrize(
@@ -178,6 +179,7 @@ def test_windows_cover_the_picture_and_the_last_are_inside():
 
 def test_whole_pictures_have_sides_that_suit_the_model():
     assert EvalTransform((512, 2048)).resized_size((480, 640)) == (512, 672)
+    assert EvalTransform((512, 2048)).resized_size((480, 650)) == (512, 704)
     assert EvalTransform((512, 2048), multiple=1).resized_size((480, 640)) == (512, 683)
 
 
