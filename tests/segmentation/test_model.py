@@ -11,6 +11,7 @@ import pytest
 import flatten_jax
 from flatten_jax.data.source import Example
 from flatten_jax.models import abstract_variables, multiply_adds
+from flatten_jax.segmentation.create import split
 from flatten_jax.segmentation.model import resize_logits
 from flatten_jax.segmentation.predict import PixelPredictor
 from flatten_jax.segmentation.transforms import EvalTransform
@@ -216,6 +217,11 @@ def test_multiply_adds_are_those_of_the_backbone_and_the_heads_convolutions():
     first = sum(n * n * 9 * 256 * 8 for n in grids)
     doubled = 8 * 8 * 9 * 8 * 8 + (4 * 4 + 8 * 8) * 9 * 8 * 8
     assert multiply_adds(model) - multiply_adds(model.backbone) == neck + first + doubled + 16 * 16 * 8 * 3
+
+
+def test_segmenters_have_names_where_models_are_measured():
+    assert split("upernet_flatten_swin_t") == ("upernet", "flatten_swin_t")
+    assert split("flatten_swin_t") == ("", "flatten_swin_t")
 
 
 def test_what_does_not_fit_is_refused():
