@@ -13,7 +13,7 @@ from flatten_jax.segmentation.masks import IGNORED
 from flatten_jax.segmentation.metrics import in_limbs, of_limbs, scores
 from flatten_jax.segmentation.model import resize_logits
 from flatten_jax.segmentation.windows import confusion_of_windows
-from flatten_jax.training.sharding import over_data
+from flatten_jax.training.sharding import by_size, over_data
 from flatten_jax.training.tasks import Batch, Classify, Sums, Variables
 from flatten_jax.weights.segmenter import variables_at
 
@@ -66,7 +66,9 @@ class Segment(Classify):
         size = tuple(shape[1:3])
         if size == tuple(self.model.image_size):
             return variables
-        return variables_at(self.model, variables, self.model.at_size(size))
+        fitted = variables_at(self.model, variables, self.model.at_size(size))
+        mesh = getattr(jax.tree.leaves(variables)[0].sharding, "mesh", None)
+        return fitted if mesh is None else jax.device_put(fitted, by_size(mesh, fitted))  # once, not for every batch
 
     def zero_sums(self) -> Sums:
         classes = self.model.num_classes
