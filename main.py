@@ -81,7 +81,8 @@ def next_steps(run) -> str:
         f"flatten-jax curves {workdir} --output {workdir}/curves.png --overwrite",
     ]
     if hasattr(run.eval_source, "path"):
-        lines.append(f"flatten-jax predict --from {workdir} {shlex.quote(run.eval_source.path(0))}")
+        command = "segment" if run.config.segmentation.head else "predict"
+        lines.append(f"flatten-jax {command} --from {workdir} {shlex.quote(run.eval_source.path(0))}")
     if importlib.util.find_spec("tensorboard"):
         lines.append(f"tensorboard --logdir {workdir}/tensorboard")
     return "What to try next:" + "".join(f"\n  {line}" for line in lines)

@@ -64,8 +64,10 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
             "learning_rate": recipe.learning_rate,
             "warmup_learning_rate": recipe.warmup_learning_rate,
             "min_learning_rate": recipe.min_learning_rate,
-            "schedule": "cosine",  # or "rsqrt"
+            "schedule": "cosine",  # or "rsqrt", "poly"
+            "power": 1.0,  # of "poly"
             "weight_decay": recipe.weight_decay,
+            "decay": "matrices",  # what it is of; or "not_norms", "all"
             "clip_norm": recipe.clip_norm,  # 0: none
             "b1": 0.9,
             "b2": 0.999,
@@ -109,6 +111,24 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
             "align_epochs": 1.0,
             "align_learning_rate": 3e-3,
             "features_epochs": 1.0,
+        }
+    )
+    # A class for each pixel: docs/segmentation.md.
+    config.segmentation = ml_collections.ConfigDict(
+        {
+            "head": "",  # or "upernet", "semfpn"
+            "channels": 0,
+            "mosaic": "none",
+            "reduce_zero_label": False,
+            "resize": (512, 2048),
+            "ratio": (0.5, 2.0),
+            "cat_max_ratio": 0.75,
+            "photometric": True,
+            "auxiliary_weight": 0.4,
+            "avg_non_ignore": False,
+            "eval": "whole",
+            "stride": 341,
+            "multiple": 32,
         }
     )
     config.mesh = ml_collections.ConfigDict(

@@ -6,6 +6,7 @@ from flatten_jax.hosts import FocusedLinearAttention, LinearAttention, QKVAttent
 from flatten_jax.models import create_model, init, list_models, model_options, normalize, num_params, summary
 from flatten_jax.ops.depthwise import depthwise_conv
 from flatten_jax.ops.derivative import forward_mode
+from flatten_jax.segmentation.create import create_segmenter
 from flatten_jax.trained.hub import from_pretrained, push_to_hub, save_pretrained
 from flatten_jax.weights.convert import from_torch, to_torch
 from flatten_jax.weights.files import save_weights
@@ -21,6 +22,7 @@ __all__ = [
     "__version__",
     "attention_info",
     "create_model",
+    "create_segmenter",
     "depthwise_conv",
     "focused_map",
     "forward_mode",

@@ -14,7 +14,15 @@ Records = Sequence[Mapping[str, float]]
 # (title, whether the axis is logarithmic, the values in it: key -> what the legend adds to the run's name)
 PANELS = (
     ("loss", False, {"train/loss": "training", "eval/loss": "evaluation"}),
-    ("top-1 in %", False, {"eval/acc1": "", "eval_raw/acc1": "without averaging"}),
+    (
+        "top-1 or mIoU in %",
+        False,
+        {
+            f"eval{raw}/{name}": said
+            for name in ("acc1", "miou")
+            for raw, said in (("", ""), ("_raw", "without averaging"))
+        },
+    ),
     ("learning rate", False, {"train/learning_rate": ""}),
     ("norm of the gradient", True, {"train/grad_norm": ""}),
 )

@@ -12,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from flatten_jax.models import abstract_variables, create_model, dummy_images
+from flatten_jax.models import abstract_variables, dummy_images
 from flatten_jax.runtime import compiler_options
+from flatten_jax.segmentation.create import create
+from flatten_jax.segmentation.model import Segmenter
+from flatten_jax.segmentation.task import Segment
 from flatten_jax.training.optimizer import decay_mask
 from flatten_jax.training.sharding import make_mesh, over_data, put_batch, replicated
 from flatten_jax.training.step import Training, abstract_state, init_state, make_train_step
@@ -41,9 +44,10 @@ def training(model: nn.Module, batch_size: int) -> Callable[[], None]:
     """A call that takes, and waits for, a training step of main.py on one device, without mixing and erasing."""
     setting = _setting(model)
     rng = np.random.default_rng(0)
+    highest = {"image": 256, "label": model.num_classes}
     batch = {
-        "image": rng.integers(0, 256, (batch_size, *model.image_size, 3), np.uint8),
-        "label": rng.integers(0, model.num_classes, batch_size, np.int32),
+        name: rng.integers(0, highest[name], array.shape, array.dtype)
+        for name, array in setting.task.abstract_batch(batch_size, setting.mesh).items()
     }
     batch = put_batch(batch, setting.mesh)
     state = init_state(setting)
@@ -64,15 +68,16 @@ def _setting(model: nn.Module) -> Training:
         return jnp.full((), 1e-4)
 
     optimizer = optax.adamw(schedule, weight_decay=0.05, mask=lambda params: decay_mask(params, model.no_weight_decay))
-    return Training(Classify(model, label_smoothing=0.1), optimizer, schedule, make_mesh(jax.local_devices()[:1]))
+    task = Segment(model) if isinstance(model, Segmenter) else Classify(model, label_smoothing=0.1)
+    return Training(task, optimizer, schedule, make_mesh(jax.local_devices()[:1]))
 
 
 KINDS = {"inference": inference, "training": training}
 
 
 def make(kind: str, name: str, batch_size: int, **options: Any) -> Callable[[], Any]:
-    """The call of one kind for a model's name and options of `create_model`."""
-    return KINDS[kind](create_model(name, **options), batch_size)
+    """The call of one kind for the name of a model or segmenter and options of it."""
+    return KINDS[kind](create(name, **options), batch_size)
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,9 @@ def costs(kind: str, name: str, batch_size: int, **options: Any) -> Costs:
     """What compiling says of one kind, from shapes alone: no array is made. Asked again, it does not compile again.
 
     Args:
-        **options: of `create_model`, such as remat=True or scan=True.
+        **options: of the model, such as remat=True or scan=True.
     """
-    model = create_model(name, **options)
+    model = create(name, **options)
     if kind == "inference":
         images = jax.ShapeDtypeStruct((batch_size, *model.image_size, 3), np.float32)
         forward = jax.jit(model.apply, compiler_options=compiler_options())

@@ -138,11 +138,19 @@ HEADER = (
 )
 
 
+def called(config: ml_collections.ConfigDict) -> str:
+    """The model of a config, for people; of a segmenter its head and the image size too, which it is a matter of."""
+    name = config.model.name
+    if not config.segmentation.head:
+        return name
+    return f"{config.segmentation.head}_{name} at {' x '.join(map(str, config.model.image_size))}"
+
+
 def row(config: ml_collections.ConfigDict, result: Plan) -> str:
     """A line of the table under HEADER; figures are per chip and step."""
     capacity = "" if result.capacity is None else f" of {result.capacity / 2**30:.0f}"
     cells = [
-        config.model.name,
+        called(config),
         config.model.dtype,
         result.topology,
         result.chips,

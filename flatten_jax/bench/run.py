@@ -11,6 +11,7 @@ from flatten_jax.attention import attention_class, list_attentions
 from flatten_jax.bench import attention, figures, input_pipeline, models, report, timing
 from flatten_jax.models import model_options
 from flatten_jax.models.stack import REMAT_POLICIES
+from flatten_jax.segmentation.create import split
 
 # Each with softmax instead, to be added with --models: deit_t, pvt_t, ...
 MODELS = ("flatten_deit_t", "flatten_pvt_t", "flatten_pvt_v2_b1", "flatten_swin_t", "flatten_cswin_t")
@@ -24,7 +25,7 @@ class Settings:
     """What is measured.
 
     Attributes:
-        models: names.
+        models: names, of segmenters with the head before, "upernet_flatten_swin_t".
         batch, train_batch: batch sizes of inference and of training; `memory` and `compile` take the first of each.
         dtype: of the computation; None: bfloat16 on accelerators, float32 on the CPU.
         rounds: measurements of each timing.
@@ -32,7 +33,7 @@ class Settings:
         attentions: names for the sweep, or "all".
         core: the sweep without the projections.
         memory_limit: GiB that one of its layers may need; None: 60 % of what is free.
-        options: of `create_model`, for all models.
+        options: of the models, for all.
     """
 
     models: Sequence[str] = MODELS
@@ -52,7 +53,7 @@ class Settings:
             raise ValueError("rounds and batch sizes have to be at least 1")
         # A mistake is to be known before the first measurement.
         for name in self.models:
-            model_options(name)
+            model_options(split(name)[1])
         for n in self.tokens:
             attention.side(n)
         for name in self.swept():
@@ -76,7 +77,7 @@ def _speed(kind: str, settings: Settings) -> Iterator[Row]:
         for name, took in seconds.items():
             row: Row = {"model": name, "batch": batch_size, "dtype": settings.computed_in()}
             row["images/s"] = timing.Spread.of([batch_size / s for s in took])
-            twin = name.removeprefix("flatten_")
+            twin = name.replace("flatten_", "", 1)
             if twin != name and twin in seconds:
                 row["x softmax twin"] = timing.ratios(seconds, twin, name)
             yield row

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -33,9 +34,16 @@ def add_check_data(commands: Any) -> None:
 def check_data(args: argparse.Namespace) -> None:
     from flatten_jax.cli.config_file import read_config
     from flatten_jax.data import check, sources
+    from flatten_jax.segmentation.sources import MaskSource
 
     if bool(args.folder) == bool(args.config) or (args.overrides and not args.config):
         raise ValueError("check-data needs a folder of pictures, or a config (--config configs/x.py)")
+    if args.folder and (Path(args.folder) / "annotations").is_dir():
+        raise ValueError(
+            f"{args.folder} has masks in annotations/, and which ids are classes only a config says: check-data "
+            f"--config configs/ade20k_semfpn_flatten_pvt_t.py --config.data.folder={args.folder} "
+            "--config.model.num_classes=N"
+        )
     if args.folder:
         found = {split: sources.open_source("folder", split, folder=args.folder) for split in ("train", "eval")}
     else:
@@ -44,6 +52,9 @@ def check_data(args: argparse.Namespace) -> None:
         config = settings.checked(read_config(args.config, args.overrides))
         found = {split: setup.open_source(config, split) for split in ("train", "eval")}
     failed = 0
+    if isinstance(found["train"], MaskSource):
+        _check_masks(found)
+        return
     for split, source in found.items():
         faults = check.check_pictures(source, split if sys.stderr.isatty() else "")
         failed += len(faults)
@@ -52,3 +63,17 @@ def check_data(args: argparse.Namespace) -> None:
         print(f"{split}: {len(source):,} pictures of {len(source.class_names)} classes, {len(faults)} unreadable")
     if failed:
         raise ValueError(f"{failed} pictures cannot be decoded; see above")
+
+
+def _check_masks(found: dict[str, Any]) -> None:
+    from flatten_jax.segmentation.check import check_masks
+
+    failed = 0
+    for split, source in found.items():
+        seen = check_masks(source, progress=split if sys.stderr.isatty() else "")
+        failed += len(seen.faults)
+        for fault in seen.faults:
+            print(fault, flush=True)
+        print(f"{split}: {seen.said()}; {len(seen.faults)} unusable")
+    if failed:
+        raise ValueError(f"{failed} pictures with masks cannot be used; see above")

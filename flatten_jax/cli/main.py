@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from flatten_jax import extras
-from flatten_jax.cli import attentions, compare, config, data, linearize, look, lra, measure, weights
+from flatten_jax.cli import attentions, compare, config, data, linearize, look, lra, measure, segment, weights
 
 COMMANDS = (
     look.add_models,
@@ -12,6 +12,7 @@ COMMANDS = (
     weights.add_convert,
     weights.add_export,
     look.add_predict,
+    segment.add_segment,
     weights.add_share,
     linearize.add_linearize,
     config.add_config,

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flatten_jax.cli.source import image_size
+
 
 def add_plan(commands: Any) -> None:
     command = commands.add_parser(
@@ -51,7 +53,7 @@ def plan(args: argparse.Namespace) -> None:
             except ValueError as error:
                 if len(args.config) * len(args.topology) == 1:
                     raise
-                print(f"| {config.model.name} | {topology}: {error} |", flush=True)
+                print(f"| {plan.called(config)} | {topology}: {error} |", flush=True)
     print(
         "\nPer chip and step. TFLOP counts 2 for a multiply-add; cycles are the compiler's own estimate, not a timing."
     )
@@ -63,7 +65,7 @@ def add_bench(commands: Any) -> None:
     command = commands.add_parser("bench", help="measure speed, memory and compile time on this machine")
     kinds = ("all", "inference", "training", "attention", "memory", "input", "compile")
     command.add_argument("kinds", nargs="+", choices=kinds, metavar="KIND", help=", ".join(kinds))
-    command.add_argument("--models", nargs="+", help="names (default: a FLatten model of each family)")
+    command.add_argument("--models", nargs="+", help="names, also upernet_NAME and semfpn_NAME (default: FLatten's)")
     command.add_argument("--batch", type=int, nargs="+", help="of inference (default 1 16)")
     command.add_argument("--train-batch", type=int, nargs="+", help="of training (default 8)")
     command.add_argument("--tokens", type=int, nargs="+", metavar="N", help="of attention (default 196 ... 16384)")
@@ -75,7 +77,13 @@ def add_bench(commands: Any) -> None:
     )
     command.add_argument("--attention-batch", type=int, help="of attention (default 1)")
     command.add_argument("--memory-limit", type=float, metavar="GIB", help="of attention (default: 60 %% of the free)")
-    command.add_argument("--image-size", type=int, help="of the models, where it is not their own")
+    command.add_argument(
+        "--image-size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help="of the models, where it is not their own: a side, or height and width",
+    )
     command.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on the CPU, else bfloat16")
     command.add_argument("--rounds", type=int, help="measurements of each timing (default 7)")
     command.add_argument("--output", metavar="FOLDER", help="to write bench.json and attention.png into")
@@ -102,7 +110,7 @@ def bench(args: argparse.Namespace) -> None:
         "rounds",
     )
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    options = () if args.image_size is None else (("image_size", args.image_size),)
+    options = tuple(image_size(args).items())
     settings = run.Settings(**given, options=options)
     folder = Path(args.output) if args.output else None
     if folder:

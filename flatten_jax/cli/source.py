@@ -33,11 +33,16 @@ def add_from_arguments(command: argparse.ArgumentParser) -> None:
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """Options of `create_model`, of --num-classes and --image-size."""
     options: dict[str, Any] = {} if args.num_classes is None else {"num_classes": args.num_classes}
-    if args.image_size:
-        if len(args.image_size) > 2:
-            raise ValueError(f"--image-size {args.image_size} must be one side, or height and width")
-        options["image_size"] = (args.image_size * 2)[:2]
-    return options
+    return {**options, **image_size(args)}
+
+
+def image_size(args: argparse.Namespace) -> dict[str, Any]:
+    """{"image_size": (height, width)} of --image-size, if that is given."""
+    if not args.image_size:
+        return {}
+    if len(args.image_size) > 2:
+        raise ValueError(f"--image-size {args.image_size} must be one side, or height and width")
+    return {"image_size": tuple(args.image_size * 2)[:2]}
 
 
 def load_trained(args: argparse.Namespace, best: bool = False) -> Any:

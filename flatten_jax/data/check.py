@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -36,7 +37,7 @@ def check_pictures(source: Source, progress: str = "") -> list[str]:
         return None
 
     indices: Iterable[int] = tqdm(range(len(source)), desc=progress, unit="picture", disable=not progress)
-    return list(_each(fault, indices, cores()))
+    return list(in_threads(fault, indices, cores()))
 
 
 def glance(source: Source, process_index: int = 0, process_count: int = 1) -> None:
@@ -61,7 +62,7 @@ def glance(source: Source, process_index: int = 0, process_count: int = 1) -> No
             return str(error)
         return None
 
-    faults = list(_each(fault, indices.tolist(), READERS))
+    faults = list(in_threads(fault, indices.tolist(), READERS))
     if faults:
         more = f"\n  and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
         listed = "".join(f"\n  {fault}" for fault in faults[:LISTED])
@@ -71,16 +72,21 @@ def glance(source: Source, process_index: int = 0, process_count: int = 1) -> No
         )
 
 
-def _each(fault: Callable[[int], str | None], indices: Iterable[int], threads: int) -> Iterator[str]:
+def in_threads(look: Callable[[int], Any], indices: Iterable[int], threads: int) -> Iterator[Any]:
+    """What `look` gives of each index, in order, but for what is None."""
     with ThreadPoolExecutor(threads) as pool:
         # Not all at once: a queue of a million would be filled before the first answer is looked at.
         block: list[int] = []
         for index in indices:
             block.append(index)
             if len(block) == 64 * threads:
-                yield from filter(None, pool.map(fault, block))
+                yield from _given(pool.map(look, block))
                 block = []
-        yield from filter(None, pool.map(fault, block))
+        yield from _given(pool.map(look, block))
+
+
+def _given(answers: Iterable[Any]) -> Iterator[Any]:
+    return (answer for answer in answers if answer is not None)
 
 
 def _looks_whole(path: str) -> bool:

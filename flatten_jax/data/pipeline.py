@@ -20,7 +20,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -83,14 +83,15 @@ def train_batches(
             the examples only, other ones in every epoch.
 
     Yields:
-        image uint8 (b, height, width, 3), label int32 (b,), skipped int32 (b,), 1 where a picture was replaced.
+        image uint8 (b, height, width, 3), label int32 (b,), skipped int32 (b,), 1 where a picture was replaced. Of a
+        transform with `labelled`, which takes the example, label is what that makes of it.
 
     Raises:
         ValueError: arguments that do not fit together (when called).
         CorruptImageError: with "fail" (at `next`); also out of a worker process.
     """
     steps_per_epoch(len(source), batch_size)
-    local_size = _local_size(batch_size, process_index, process_count)
+    local_size = size_here(batch_size, process_index, process_count)
     if on_corrupt not in ("fail", "skip"):
         raise ValueError(f"{on_corrupt=} has to be 'fail' or 'skip'")
     if repeats < 1:
@@ -109,7 +110,7 @@ def train_batches(
         on_corrupt,
         repeats,
     )
-    return _iterate(batches, _picture_shape(transform, np.random.default_rng(0)), workers)
+    return iterate(batches, _picture_shape(transform, np.random.default_rng(0)), workers)
 
 
 def train_batch(
@@ -148,9 +149,9 @@ def eval_batches(
     """
     if len(source) == 0:
         raise ValueError("the evaluation source has no examples")
-    local_size = _local_size(batch_size, process_index, process_count)
+    local_size = size_here(batch_size, process_index, process_count)
     batches = _EvalBatches(source, transform, batch_size, process_index * local_size, local_size)
-    return _iterate(batches, _picture_shape(transform), workers)
+    return iterate(batches, _picture_shape(transform), workers)
 
 
 def prefetch(iterator: Iterable[Any], put: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:
@@ -234,20 +235,22 @@ class _TrainBatches:
         size = len(self.source)
         epoch, step = divmod(self.start_step + index, steps_per_epoch(size, self.batch_size))
         first = step * self.batch_size + self.offset
-        images, all_faults = None, []
-        labels, skipped = np.empty((2, self.local_size), np.int32)
+        images, labels, all_faults = None, None, []
+        skipped = np.empty(self.local_size, np.int32)
         order = _order(self.seed, epoch, size)
         for place in range(self.local_size):
             which, repetition = divmod(first + place, self.repeats)
-            image, labels[place], faults = self._example(epoch, int(order[which]), repetition)
+            image, label, faults = self._example(epoch, int(order[which]), repetition)
             if images is None:
                 images = np.empty((self.local_size, *image.shape), image.dtype)
+                labels = np.empty((self.local_size, *np.shape(label)), getattr(label, "dtype", np.int32))
             images[place] = image  # at once, so that the next picture reuses this one's memory, still in the cache
+            labels[place] = label
             skipped[place] = bool(faults)
             all_faults += faults
         return {"image": images, "label": labels, "skipped": skipped}, tuple(all_faults)
 
-    def _example(self, epoch: int, index: int, repetition: int) -> tuple[np.ndarray, int, Faults]:
+    def _example(self, epoch: int, index: int, repetition: int) -> tuple[np.ndarray, int | np.ndarray, Faults]:
         key = [self.seed, epoch, index, AUGMENTATION]
         rng = np.random.default_rng([*key, repetition] if repetition else key)
         faults = []
@@ -289,8 +292,12 @@ def _order(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, 0, ORDER]).permutation(size)
 
 
-def _picture(example: Example, transform: Callable[..., np.ndarray], *arguments: Any) -> tuple[np.ndarray, int]:
+def _picture(
+    example: Example, transform: Callable[..., np.ndarray], *arguments: Any
+) -> tuple[np.ndarray, int | np.ndarray]:
     try:
+        if labelled := getattr(transform, "labelled", None):  # transforms picture and label together
+            return labelled(example, *arguments)
         if from_file := getattr(transform, "from_file", None):
             return from_file(example.image, example.name, *arguments), example.label
         return transform(decode(example.image, example.name), *arguments), example.label
@@ -307,7 +314,8 @@ def _picture_shape(transform: Callable[..., np.ndarray], *arguments: Any) -> tup
     return transform(Image.new("RGB", (32, 32)), *arguments).shape
 
 
-def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
+def size_here(batch_size: int, process_index: int, process_count: int) -> int:
+    """Examples of a batch that one process reads."""
     if not 0 <= process_index < process_count:
         raise ValueError(f"{process_index=} is not below {process_count=}")
     if batch_size < 1 or batch_size % process_count:
@@ -315,7 +323,18 @@ def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def _iterate(batches: _TrainBatches | _EvalBatches, picture_shape: tuple[int, ...], workers: int) -> Iterator[Batch]:
+class RandomAccess(Protocol):
+    """Batches by number, each with the faults of the pictures that it skipped; `local_size` examples each here."""
+
+    local_size: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Batch, Faults]: ...
+
+
+def iterate(batches: RandomAccess, picture_shape: tuple[int, ...], workers: int) -> Iterator[Batch]:
+    """All batches in order, read by Grain in worker processes or threads, and closed when Python ends."""
     if workers < 0:
         raise ValueError(f"{workers=} has to be 0 or more")
     workers = min(workers, len(batches))
@@ -329,7 +348,7 @@ def _iterate(batches: _TrainBatches | _EvalBatches, picture_shape: tuple[int, ..
     return _closed_at_exit(_generate(batches, workers))
 
 
-def _generate(batches: _TrainBatches | _EvalBatches, workers: int) -> Iterator[Batch]:
+def _generate(batches: RandomAccess, workers: int) -> Iterator[Batch]:
     if not flags.FLAGS.is_parsed():  # Grain 0.2.18 reads its flags, which raises outside of absl.app
         flags.FLAGS.mark_as_parsed()
     threads = 0 if workers else READ_THREADS

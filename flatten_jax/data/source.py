@@ -15,12 +15,13 @@ class Example(NamedTuple):
 
     Attributes:
         image: the undecoded file, or uint8 (height, width, 3).
-        label: index into the source's `class_names`.
+        label: index into the source's `class_names`; of pictures with masks uint8 (height, width), see
+            `segmentation.sources`.
         name: what an error calls the picture, such as its path.
     """
 
     image: bytes | np.ndarray
-    label: int
+    label: int | np.ndarray
     name: str
 
 

@@ -122,6 +122,8 @@ def prepared_versions(name: str, root: Any) -> list[Any]:
 class TfdsSource(Source):
     """A split of a data set that TFDS wrote as ArrayRecord. Files stay undecoded, and TensorFlow is not needed."""
 
+    undecoded: tuple[str, ...] = ("image",)  # features that are files of pictures
+
     def __init__(self, name: str, split: str, root: Path):
         builder = open_tfds(name, root)
         features, splits = builder.info.features, builder.info.splits
@@ -142,19 +144,23 @@ class TfdsSource(Source):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int) -> Example:
+    def record(self, index: int) -> tuple[dict[str, Any], str]:
+        """(features of an example, files among them undecoded, what to call it)."""
         if self._records is None:
             import tensorflow_datasets as tfds
 
-            self._records = tfds.builder_from_directory(self._folder).as_data_source(
-                self._split, decoders={"image": tfds.decode.SkipDecoding()}
-            )
+            decoders = {feature: tfds.decode.SkipDecoding() for feature in self.undecoded}
+            self._records = tfds.builder_from_directory(self._folder).as_data_source(self._split, decoders=decoders)
         try:
             record = self._records[index]
         except Exception as error:  # of the ArrayRecord reader, which does not say which file
             error.add_note(f"while reading example {index} of {self.name} in {self._folder}")
             raise
         name = record[self._name_feature].decode() if self._name_feature else f"{self.name}/{index}"
+        return record, name
+
+    def __getitem__(self, index: int) -> Example:
+        record, name = self.record(index)
         image = record["image"]
         if isinstance(image, np.ndarray) and image.shape[-1] == 1:
             image = np.repeat(image, 3, axis=-1)

@@ -49,6 +49,7 @@ class Backbone(nn.Module):
     # An entry of the original's state dict that no other family's has; "" for hosts, known by widths and attentions.
     hallmark: ClassVar[str] = ""
     tokens: ClassVar[bool] = False  # whether it takes numbers of tokens (B, N), and no pictures
+    pads: ClassVar[bool] = False  # whether it takes pictures of any size, padded where they have to be
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
     epsilon: ClassVar[float] = 1e-6  # of the LayerNorms in blocks and after them
     # Patterns of how the names end of what the original's state dict holds and anyone can compute: not loaded.
@@ -134,6 +135,10 @@ class Backbone(nn.Module):
         idle = {option for option, scores in self.only_with.items() if scores not in present}
         idle |= set() if self.features_only else {"out_indices", "feature_norm"}
         return idle | (set() if self.remat else {"remat_policy"})
+
+    def looped(self) -> "Backbone":
+        """This model with a loop over alike blocks, which is traced once."""
+        return self if "scan" in self.idle_options() else self.clone(scan=True)
 
     def host(self, i: int, j: int, attention: str, options: dict[str, Any]) -> partial[nn.Module]:
         """Makes the host of the attention of block j of stage i; blocks with equal ones are alike."""

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 
-from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.create import abstract_variables
 from flatten_jax.models.images import dummy_images
 
@@ -39,16 +39,15 @@ _PRIMITIVES: dict[str, Callable[[jax.extend.core.JaxprEqn], int]] = {
 }
 
 
-def multiply_adds(model: Backbone) -> int:
-    """Multiply-adds of one image at the model's `image_size`, in evaluation.
+def multiply_adds(model: nn.Module) -> int:
+    """Multiply-adds of one image at the model's `image_size`, in evaluation; of a model or a segmenter.
 
     The rule is the paper's (fvcore's): 1 for each multiply-add of a matrix product or a convolution, 5 for each element
     of a LayerNorm, nothing for the rest (softmax, GELU, the focused map, biases). XLA's own cost analysis counts 2 for
     a multiply-add and all elementwise work, so its figures are more than twice these. Read off the traced forward pass,
     so it holds for every option; nothing is computed.
     """
-    if "scan" not in model.idle_options():
-        model = model.clone(scan=True)  # a loop over alike blocks is traced once
+    model = model.looped()
     images = jax.eval_shape(lambda: dummy_images(model))
     return sum(count for _, count in products(jax.make_jaxpr(model.apply)(abstract_variables(model), images).jaxpr))
 

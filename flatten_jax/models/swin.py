@@ -34,6 +34,7 @@ class Swin(Layered, Doubling):
             224 px, 9 at 288 px and 12 at 384 px, and needs no padding where the image is square and a multiple of 32.
     """
 
+    pads: ClassVar[bool] = True
     no_weight_decay: ClassVar[tuple[str, ...]] = ("relative_position_bias_table",)
     epsilon: ClassVar[float] = 1e-5
 

@@ -21,6 +21,7 @@ from flatten_jax.data.augment import RESIZE_MODES, RESIZE_RATIO
 from flatten_jax.models import create_model, model_options
 from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD
 from flatten_jax.models.registry import MODELS
+from flatten_jax.segmentation.model import Segmenter
 from flatten_jax.trained import model_card
 from flatten_jax.weights.files import OF_TRAINING, save_weights, sha256
 from flatten_jax.weights.load import load_weights
@@ -235,6 +236,8 @@ def describe_model(model: nn.Module) -> tuple[str, dict[str, Any]]:
     attentions with an option of that name, change nothing. Options that do not belong to the weights, such as `dtype`,
     are left out; image_size and num_classes are not.
     """
+    if isinstance(model, Segmenter):
+        raise ValueError("segmenters have no shared form yet: flatten-jax export writes mmsegmentation's names")
     options = _attention_settings(model)
     candidates = []
     for name, entry in MODELS.items():

@@ -1,6 +1,7 @@
 """A trained model from wherever it lies: a run's folder, one of its checkpoints, a shared folder, a file of weights."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import ml_collections
 
 from flatten_jax import paths
 from flatten_jax.data import imagenet
 from flatten_jax.data.augment import RESIZE_MODES, RESIZE_RATIO
 from flatten_jax.models import create_model, init
 from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD
+from flatten_jax.segmentation.model import Segmenter
 from flatten_jax.trained import hub
 from flatten_jax.training import checkpoint
 from flatten_jax.training.agreement import CLASSES_FILE
@@ -32,6 +35,7 @@ class Trained:
         variables: {"params": ...} of it, and its other collections; of a run, the moving average if it has one.
         class_names: one for each label, or None where nothing says them.
         resize_ratio, resize, mean, std: how its evaluation prepares pictures, see `preprocessing`.
+        segmentation: of a segmenter the section of that name of its config, how its pictures are prepared; else None.
         evaluation: of these very weights, as the run wrote it, and the `dataset` that it is on; or None.
         origin: where the weights are from: {what: value}.
         said: what was loaded, for people.
@@ -44,6 +48,7 @@ class Trained:
     resize: str = RESIZE_MODES[0]
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    segmentation: Mapping[str, Any] | None = None
     evaluation: Mapping[str, float] | None = None
     dataset: str | None = None
     origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -76,9 +81,7 @@ def opened(source: str | os.PathLike, *, ema: bool = False) -> tuple[str, Any, n
         return str(source) if paths.is_bucket(source) else "", path / hub.WEIGHTS, None
     folder, step = checkpoint.find(path)
     variables, averaged = checkpoint.Checkpoints(folder, read_only=True).restore_weights(step)
-    described = checkpoint.model_of_run(folder)
-    model = create_model(described[0], **described[1]) if described else None
-    return str(folder / str(step)), variables if averaged is None else averaged, model
+    return str(folder / str(step)), variables if averaged is None else averaged, model_of_run(folder)
 
 
 def located(source: str | os.PathLike) -> Any:
@@ -146,10 +149,23 @@ def model_of_source(path: Any, **options: Any) -> nn.Module:
     """The model of a run, or of a file of weights, with some options otherwise."""
     if not path.is_dir():
         return files.model_of(path, **options).model
-    described = checkpoint.model_of_run(checkpoint.find(path)[0])
-    if described is None:
+    model = model_of_run(checkpoint.find(path)[0], **options)
+    if model is None:
         raise ValueError(f"{path} has no config.json to tell the model: make it, and give load_weights the folder")
-    return create_model(described[0], **{**described[1], **options})
+    return model
+
+
+def model_of_run(folder: Any, **options: Any) -> nn.Module | None:
+    """The model that the config of a run says, with some options otherwise, given its checkpoints' folder; or None."""
+    described = checkpoint.model_of_run(folder)
+    if described is None:
+        return None
+    config, create = json.loads((_home(folder) / "config.json").read_text()), create_model
+    if config.get("segmentation", {}).get("head"):
+        from flatten_jax.segmentation import choose  # which needs what training needs, as runs do
+
+        create = functools.partial(choose.create, ml_collections.ConfigDict(config))
+    return create(**{"name": described[0], **described[1], **options})
 
 
 def random_weights(name: str, **options: Any) -> Trained:
@@ -198,29 +214,33 @@ def _of_run(path: Any, name: str | None, best: bool, options: Mapping[str, Any])
     checkpoints = checkpoint.Checkpoints(folder, read_only=True)
     if best and not path.name.isdigit() and (found := checkpoints.best()):
         step = found[0]
-    described = checkpoint.model_of_run(folder)
-    if name is None:
-        if described is None:
-            raise ValueError(f"{path} has no config.json to tell the model: give its name (--model)")
-        name, options = described[0], {**described[1], **options}
-    model = create_model(name, **options)
+    described = model_of_run(folder)
+    if name is None and described is None:
+        raise ValueError(f"{path} has no config.json to tell the model: give its name (--model)")
+    model = model_of_run(folder, **options) if name is None else create_model(name, **options)
     variables, said = checkpoint.load_weights(folder / str(step), model)
 
-    home = folder if (folder / "config.json").exists() else folder.parent
+    home = _home(folder)
     config = json.loads((home / "config.json").read_text()) if described else {}
     classes = home / CLASSES_FILE
-    unchanged = described is not None and model == create_model(described[0], **described[1])
+    unchanged = described is not None and model == described
     return Trained(
         model=model,
         variables=variables,
         class_names=tuple(json.loads(classes.read_text())) if classes.exists() else None,
         **_told(config.get("eval", {}), "resize_ratio", "resize"),
         **_told(config.get("data", {}), "mean", "std"),
+        segmentation=config["segmentation"] if isinstance(model, Segmenter) else None,
         evaluation=checkpoints.evaluation(step) if unchanged else None,
         dataset=_dataset(config),
         origin={"source": f"step {step} of the run {paths.absolute(home).name}"},
         said=said,
     )
+
+
+def _home(folder: Any) -> Any:
+    """Where a run's config.json is, given its checkpoints' folder."""
+    return folder if (folder / "config.json").exists() else folder.parent
 
 
 def _dataset(config: Mapping[str, Any]) -> str | None:

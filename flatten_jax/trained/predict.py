@@ -23,6 +23,7 @@ from flatten_jax.data.augment import RESIZE_MODES, RESIZE_RATIO, CorruptImageErr
 from flatten_jax.data.folder import EXTENSIONS, SLOW_SECONDS
 from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from flatten_jax.runtime import compiler_options
+from flatten_jax.segmentation.model import Segmenter
 from flatten_jax.trained.load import load_trained
 from flatten_jax.training.sharding import make_mesh, over_data, replicated
 
@@ -81,6 +82,8 @@ class Predictor:
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ):
+        if isinstance(model, Segmenter):
+            raise ValueError("this is a segmenter, with a class for each pixel: flatten-jax segment shows them")
         if not model.num_classes or model.features_only:
             raise ValueError(
                 f"only a classifier predicts: num_classes={model.num_classes}, features_only={model.features_only}"

@@ -31,8 +31,12 @@ def evaluate(
         RuntimeError: where not exactly `expected_count` images were seen; an accuracy over another set is wrong.
     """
     sums: Sums = task.zero_sums()
+    shape, fitted = None, variables
     for batch in batches:
-        sums = eval_step(sums, variables, batch)
+        if batch["image"].shape[1:] != shape:
+            shape = batch["image"].shape[1:]
+            fitted = task.fitted(variables, shape)
+        sums = eval_step(sums, fitted, batch)
     sums = to_host(sums)
     count = round(float(sums["count"]))
     if count != expected_count:

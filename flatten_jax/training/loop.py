@@ -164,7 +164,7 @@ def evaluate_checkpoint(run: Run, path: str) -> dict[str, float]:
     """Evaluate weights, given as `load_weights` takes them, and print the result; of a run, its moving average."""
     variables, said = load_weights(path, run.model)
     result = evaluate_weights(run, variables)
-    _say(f"{said}\n{path}: {run.task.words(result)}")
+    _say("\n".join(filter(None, [said, f"{path}: {run.task.words(result)}", run.task.details(result)])))
     return result
 
 
@@ -240,10 +240,12 @@ def _start(run: Run, checkpoints: Checkpoints, step: int | None) -> tuple[TrainS
 def _compile(run: Run, state: TrainState) -> tuple[Callable, Callable]:
     """Both steps for the shapes of this run, ahead of the first batch, and what the training step takes."""
     began = time.monotonic()
-    train_batch, eval_batch = run.abstract_batches()
+    train_batch, eval_batches = run.abstract_batches()
     train_step = make_train_step(run.training).lower(state, train_batch, *run.task.constants).compile()
     sums = run.task.zero_sums()
-    eval_step = make_eval_step(run.task, run.mesh).lower(sums, state.variables, eval_batch).compile()
+    eval_step = make_eval_step(run.task, run.mesh)
+    if len(eval_batches) == 1:  # else each shape is compiled when it comes
+        eval_step = eval_step.lower(sums, state.variables, eval_batches[0]).compile()
     memory = train_step.memory_analysis()
     needed = f", the training step computes in {memory.temp_size_in_bytes / 2**20:,.0f} MiB a device" if memory else ""
     _say(f"compiled in {time.monotonic() - began:.0f} s{needed}")

@@ -4,9 +4,8 @@ What a model takes besides is said by its own class (`flatten_jax.model_options`
 """
 
 import difflib
-import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 
@@ -14,69 +13,14 @@ from flatten_jax import paths
 from flatten_jax.data import bucket, rand_augment, sources
 from flatten_jax.lra import sources as lra
 from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD
-from flatten_jax.training import teachers
+from flatten_jax.training import segmenters, teachers
+from flatten_jax.training.setting import Setting
 
 DTYPES = {
     "float32": ("fp32", "f32", "float", "full"),
     "bfloat16": ("bf16",),
     "float16": ("fp16", "f16", "half"),
 }
-
-
-class Setting(NamedTuple):
-    """What a setting may be.
-
-    Attributes:
-        kind: int, float, bool, str; tuple: (low, high) in ascending order; list: (red, green, blue).
-        values: of numbers an interval such as "[0, 1)", which each entry of a tuple has to be in; of text the words to
-            choose from, as "a | b". "": any.
-        meaning: one line.
-        before: the value that runs have which were started before there was the setting; None: it was always there.
-    """
-
-    kind: type
-    values: str
-    meaning: str
-    before: Any = None
-
-    @property
-    def allowed(self) -> str:
-        """In words: "a number in [0, 1)"."""
-        if self.kind is str:
-            return f"one of {self.values.replace(' | ', ', ')}" if self.values else "text"
-        noun = {int: "a whole number", float: "a number", bool: "True or False"}
-        noun |= {tuple: "(low, high), low <= high", list: "three numbers, (red, green, blue)"}
-        low, _, high = self.values[1:-1].partition(", ")
-        if high == "inf":
-            finite = " and finite" if self.kind is float else ""
-            return f"{noun[self.kind]}, {'at least' if self.values[0] == '[' else 'above'} {low}{finite}"
-        return (
-            f"{noun[self.kind]}{',' * (self.kind in (tuple, list))} in {self.values}"
-            if self.values
-            else noun[self.kind]
-        )
-
-    def takes(self, value: Any) -> bool:
-        if self.kind is str:
-            return isinstance(value, str) and (not self.values or value in self.values.split(" | "))
-        if self.kind is bool:
-            return isinstance(value, bool)
-        if self.kind is list:
-            return isinstance(value, tuple | list) and len(value) == 3 and all(map(self._has, value))
-        if self.kind is tuple:
-            numbers = isinstance(value, tuple | list) and len(value) == 2 and all(map(self._has, value))
-            return numbers and value[0] <= value[1]
-        return self._has(value)
-
-    def _has(self, value: Any) -> bool:
-        """Whether a number is in the interval."""
-        kinds = int if self.kind is int else int | float
-        if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
-            return False
-        low, high = map(float, self.values[1:-1].split(", "))
-        return (low < value or (low == value and self.values[0] == "[")) and (
-            value < high or (high == value and self.values[-1] == "]")
-        )
 
 
 SETTINGS: dict[str, Setting] = {
@@ -92,7 +36,9 @@ SETTINGS: dict[str, Setting] = {
     ),
     "data.data_dir": Setting(str, "", "of TFDS sets; '': $TFDS_DATA_DIR or ~/tensorflow_datasets"),
     "data.folder": Setting(
-        str, "", "holds train/<class>/*.jpg, and val/ or test/ likewise; or a set of `flatten-jax lra`"
+        str,
+        "",
+        "holds train/<class>/*.jpg, and val/ or test/ likewise; images/ and annotations/; a set of `flatten-jax lra`",
     ),
     "data.cache_dir": Setting(str, "", "local folder that data of gs:// are copied to, once; '': they are refused", ""),
     "data.train_split": Setting(str, "", "trained on; of TFDS also a slice, train[:10%]"),
@@ -100,7 +46,7 @@ SETTINGS: dict[str, Setting] = {
     "data.workers": Setting(int, "[0, inf)", "processes that decode and augment; 0: threads of this one"),
     "data.on_corrupt": Setting(str, "fail | skip", "an unreadable training picture ends the run, or is replaced"),
     "data.examples": Setting(
-        int, "[0, inf)", "to generate: synthetic, or pathfinder and listops without a folder; 0: 320"
+        int, "[0, inf)", "to generate: synthetic, mosaics, or pathfinder and listops without a folder; 0: 320"
     ),
     "data.mean": Setting(list, "[0, 1]", "that pictures are normalised by, of values in [0, 1]", IMAGENET_MEAN),
     "data.std": Setting(list, "(0, inf)", "standard deviation that pictures are normalised by", IMAGENET_STD),
@@ -126,9 +72,16 @@ SETTINGS: dict[str, Setting] = {
     "optimizer.warmup_learning_rate": Setting(float, "[0, inf)", "where the warm-up starts, for a batch of 512"),
     "optimizer.min_learning_rate": Setting(float, "[0, inf)", "where the cosine ends, for a batch of 512"),
     "optimizer.schedule": Setting(
-        str, "cosine | rsqrt", "from the peak: a cosine, or one over the square root of the step", "cosine"
+        str, "cosine | rsqrt | poly", "from the peak: a cosine, 1 / sqrt(step), or (1 - step / steps)^power", "cosine"
     ),
+    "optimizer.power": Setting(float, "(0, inf)", "of the schedule poly", 1.0),
     "optimizer.weight_decay": Setting(float, "[0, inf)", "of AdamW, decoupled"),
+    "optimizer.decay": Setting(
+        str,
+        "matrices | not_norms | all",
+        "what decays: of two dimensions or more; or biases too; or norms, position encodings and bias tables too",
+        "matrices",
+    ),
     "optimizer.clip_norm": Setting(float, "[0, inf)", "largest norm of a gradient; 0: any"),
     "optimizer.b1": Setting(float, "[0, 1)", "AdamW's decay of the first moment"),
     "optimizer.b2": Setting(float, "[0, 1)", "AdamW's decay of the second moment"),
@@ -173,6 +126,7 @@ SETTINGS: dict[str, Setting] = {
     "linearize.align_epochs": Setting(float, "(0, inf)", "of stage align", 1.0),
     "linearize.align_learning_rate": Setting(float, "(0, inf)", "peak of stage align, whatever the batch", 3e-3),
     "linearize.features_epochs": Setting(float, "(0, inf)", "of stage features", 1.0),
+    **segmenters.SETTINGS,
     "eval.every_epochs": Setting(float, "(0, inf)", "how often, and at the end"),
     "eval.batch_size": Setting(int, "[1, inf)", "pictures at a time, over all devices"),
     "eval.resize_ratio": Setting(float, "[1, inf)", "a picture is resized to this times the model's, then cropped"),
@@ -282,12 +236,15 @@ def _conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
                 f"optimizer.{key}={rates[key]:g} is above the peak, optimizer.learning_rate={rates.learning_rate:g}: "
                 "lower it too"
             )
+    yield from segmenters.conflicts(config)
     if config.model.get("features_only"):
         yield "model.features_only=True gives maps, and what is trained are classes: leave it out"
     if data.folder and data.name not in ("folder", *lra.SOURCES):
         yield f"data.folder={data.folder!r} has no effect on data.name={data.name!r}: add --config.data.name=folder"
     if data.name == "folder" and not data.folder:
-        yield "data.name='folder' needs --config.data.folder=PATH, a folder with train/<class>/*.jpg in it"
+        masks = config.segmentation.head and config.segmentation.mosaic == "none"
+        holds = "images/ and annotations/" if masks else "train/<class>/*.jpg"
+        yield f"data.name='folder' needs --config.data.folder=PATH, a folder with {holds} in it"
     if data.name == "lra_image" and not data.folder:
         yield "data.name='lra_image' needs --config.data.folder=PATH, CIFAR-10 as train/<class>/*.jpg and test/"
     if data.cache_dir and not any(map(paths.is_bucket, (sources.data_address(data.data_dir), data.folder))):

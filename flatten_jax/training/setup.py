@@ -1,6 +1,7 @@
 """From a config to everything a run needs, checked before anything is compiled."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,9 @@ from flatten_jax.distill.tasks import SelfTaught
 from flatten_jax.distill.teacher import Teacher, load_teacher, needs_teacher
 from flatten_jax.lra import sources as lra
 from flatten_jax.models import create_model
+from flatten_jax.segmentation import check as check_masks
+from flatten_jax.segmentation import choose as segmentation
+from flatten_jax.segmentation.batches import EvalBatches, plan_batches
 from flatten_jax.training import settings
 from flatten_jax.training.optimizer import make_optimizer, make_schedule
 from flatten_jax.training.preprocess import Mixing
@@ -48,6 +52,7 @@ class Run:
     eval_source: Source
     steps_per_epoch: int
     total_steps: int
+    found: tuple[str, ...] = ()  # what a look at the data found, for people
 
     @property
     def task(self) -> Classify:
@@ -68,6 +73,8 @@ class Run:
     def transform(self, *, train: bool) -> Callable[..., np.ndarray]:
         """What makes arrays of the examples."""
         config, size = self.config, self.model.image_size
+        if config.segmentation.head:
+            return segmentation.transform(config, size, train=train)
         if takes_tokens(self.model):
             return lra.Tokens(size)
         if train:
@@ -101,6 +108,9 @@ class Run:
     def eval_batches(self) -> Iterator[dict[str, jax.Array]]:
         """The evaluation set once, on the devices."""
         config = self.config
+        if self.masks is not None:
+            batches = pipeline.iterate(self.masks, self.masks.largest, config.data.workers)
+            return pipeline.prefetch(batches, lambda batch: put_batch(batch, self.mesh))
         batches = pipeline.eval_batches(
             self.eval_source,
             self.transform(train=False),
@@ -111,12 +121,27 @@ class Run:
         )
         return pipeline.prefetch(batches, lambda batch: put_batch(batch, self.mesh))
 
-    def abstract_batches(self) -> tuple[Batch, Batch]:
-        """What batches of training and of evaluation look like, for compiling before there is one."""
-        return (
-            self.task.abstract_batch(self.config.train.batch_size, self.mesh),
-            self.task.abstract_batch(self.eval_batch_size, self.mesh, masked=True),
+    @functools.cached_property
+    def masks(self) -> EvalBatches | None:
+        """The batches of an evaluation of masks, else None."""
+        if not self.config.segmentation.head:
+            return None
+        return plan_batches(
+            self.eval_source,
+            self.transform(train=False),
+            batch_size=self.eval_batch_size,
+            devices=self.mesh.size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
+
+    def abstract_batches(self) -> tuple[Batch, list[Batch]]:
+        """What batches of training and of evaluation look like, for compiling before there is one."""
+        if self.masks is not None:
+            evaluation = [shape.abstract(self.mesh) for shape in self.masks.shapes]
+        else:
+            evaluation = [self.task.abstract_batch(self.eval_batch_size, self.mesh, masked=True)]
+        return self.task.abstract_batch(self.config.train.batch_size, self.mesh), evaluation
 
     @property
     def eval_batch_size(self) -> int:
@@ -126,12 +151,14 @@ class Run:
 
     @property
     def num_eval_batches(self) -> int:
+        if self.masks is not None:
+            return len(self.masks)
         return -(-len(self.eval_source) // self.eval_batch_size)
 
     def notes(self) -> list[str]:
         """What a user may not expect: how batches and the sets go together."""
         size, batch = len(self.train_source), self.config.train.batch_size
-        left, said = size - self.steps_per_epoch * batch, [self.eval_source.note]
+        left, said = size - self.steps_per_epoch * batch, [self.eval_source.note, *self.found]
         said += notes_of(self.task)
         if left > WORTH_SAYING * size:
             smaller = range(batch, 0, -self.mesh.size)
@@ -200,15 +227,22 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     teacher = load_teacher(config, model, mesh) if needs_teacher(config) else None
     if teacher is not None:
         config.distill.fingerprint = teacher.fingerprint
+    here, found = (jax.process_index(), jax.process_count()), []
     for source in (eval_source, *([train_source] if config.data.on_corrupt == "fail" else [])):
-        check.glance(source, jax.process_index(), jax.process_count())
+        check.glance(source, *here)
+    if config.segmentation.head:
+        for split, source in (("training", train_source), ("evaluation", eval_source)):
+            skip = split == "training" and config.data.on_corrupt == "skip"
+            found.append(f"{split}: {check_masks.glance(source, *here, skip_corrupt=skip)}")
+    training = training_of(config, model, mesh, steps_per_epoch, teacher, train_source.class_names)
     return Run(
         config=config,
-        training=training_of(config, model, mesh, steps_per_epoch, teacher),
+        training=training,
         train_source=train_source,
         eval_source=eval_source,
         steps_per_epoch=steps_per_epoch,
         total_steps=max(1, round((train.epochs + train.cooldown_epochs) * steps_per_epoch)),
+        found=tuple(found),
     )
 
 
@@ -239,20 +273,21 @@ def model_of(config: ml_collections.ConfigDict) -> nn.Module:
         ValueError: an option that does not fit, also where the model itself has no words for it.
     """
     options = {option: value for option, value in config.model.items() if value is not None}
+    create = functools.partial(segmentation.create, config) if config.segmentation.head else create_model
     try:
-        return create_model(**options)
+        return create(**options)
     except ValueError:
         raise
     except Exception as error:  # of a trace with sizes that nobody has thought of
         said, name = f"{type(error).__name__}: {error}", options["name"]
-        culprits = [option for option in options if option != "name" and _builds({**options, option: None})]
+        culprits = [option for option in options if option != "name" and _builds(create, {**options, option: None})]
         given = ", ".join(f"model.{option}={options[option]!r}" for option in culprits or options.keys() - {"name"})
         raise ValueError(f"{given} does not fit {name} ({said}); `flatten-jax config` says what it takes") from error
 
 
-def _builds(options: dict[str, Any]) -> bool:
+def _builds(create: Callable[..., nn.Module], options: dict[str, Any]) -> bool:
     try:
-        create_model(**{option: value for option, value in options.items() if value is not None})
+        create(**{option: value for option, value in options.items() if value is not None})
     except Exception:
         return False
     return True
@@ -264,8 +299,12 @@ def training_of(
     mesh: Mesh,
     steps_per_epoch: int,
     teacher: Teacher | None = None,
+    class_names: tuple[str, ...] = (),
 ) -> Training:
     """What a config says of a step of training.
+
+    Args:
+        class_names: for what is said of single classes.
 
     Raises:
         ValueError: it asks for a teacher, and there is none; or the two do not fit together.
@@ -283,7 +322,9 @@ def training_of(
     mean, std = (tuple(map(float, config.data[option])) for option in ("mean", "std"))
     kind, rates = ClassifyTokens if takes_tokens(model) else Classify, None
     task = kind(model, augment.label_smoothing, augment.erase_prob, mixing, mean, std)
-    if teacher is not None:
+    if config.segmentation.head:
+        task = segmentation.task(config, model, class_names)
+    elif teacher is not None:
         task, rates = taught(task, teacher, config.distill)
     elif config.distill.kind == "mesa":
         start = round(MESA_FROM * train.epochs * steps_per_epoch)
@@ -304,6 +345,9 @@ def training_of(
 def open_source(config: ml_collections.ConfigDict, split: str) -> Source:
     """The data of a config to train on ("train"), or to evaluate on ("eval")."""
     data, model, options = config.data, config.model, {}
+    wanted = config.segmentation
+    if wanted.head and wanted.mosaic == "none":
+        return segmentation.open_masks(config, split)
     if data.name == "synthetic":
         options = {"image_size": model.image_size, "num_classes": model.num_classes, "examples": data.examples}
     elif data.name in lra.SOURCES:
@@ -314,4 +358,5 @@ def open_source(config: ml_collections.ConfigDict, split: str) -> Source:
         # Where a set is named to evaluate on, nothing is held out of the one that is trained on.
         options = {"folder": data.folder or None, "hold_out": (data.train_split, data.eval_split) == ("train", "eval")}
     options |= {"data_dir": data.data_dir or None, "cache_dir": data.cache_dir or None}
-    return sources.open_source(data.name, data[f"{split}_split"], **options)
+    source = sources.open_source(data.name, data[f"{split}_split"], **options)
+    return segmentation.mosaics(config, split, source) if wanted.head else source

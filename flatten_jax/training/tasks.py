@@ -98,6 +98,10 @@ class Classify:
         statistics = {name: tree for name, tree in changed.items() if name in mutable}
         return out, statistics, {name: changed.get(name, {}) for name in wanted}
 
+    def fitted(self, variables: Variables, shape: tuple[int, ...]) -> Variables:
+        """Variables for batches of evaluation whose `image` is (B, *shape): those of the run, as all are alike."""
+        return variables
+
     def zero_sums(self) -> Sums:
         """Where the sums of an evaluation start."""
         return {name: np.zeros((), np.float32) for name in ("loss", "acc1", "acc5", "count")}
@@ -129,6 +133,10 @@ class Classify:
         )
         raw = result.get("eval_raw/acc1")
         return text if raw is None else f"{text} (without averaging: top-1 {raw:.2f} %)"
+
+    def details(self, result: dict[str, float]) -> str:
+        """What besides is worth a line each when a checkpoint is evaluated; "" for nothing."""
+        return ""
 
 
 @dataclass(frozen=True)

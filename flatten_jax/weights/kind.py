@@ -10,6 +10,7 @@ import numpy as np
 
 from flatten_jax.attention import attention_options
 from flatten_jax.models.backbone import Backbone
+from flatten_jax.segmentation.model import Segmenter, backbone_of
 from flatten_jax.weights.fingerprint import attentions_in, pattern_of
 from flatten_jax.weights.guess import IN_CONFIG, told_by_config
 from flatten_jax.weights.match import Shape
@@ -20,10 +21,14 @@ _WAYS_OUT = (
 )
 
 
-def check_same_kind(label: str, name: str, saved: Backbone, model: Backbone) -> None:
+def check_same_kind(label: str, name: str, saved: nn.Module, model: nn.Module) -> None:
     """Weights may have the right shapes and still mean another function; our own files say which."""
     if type(saved) is not type(model):
         raise ValueError(f"{label} holds {name}, a {type(saved).__name__}; the model is a {type(model).__name__}")
+    if isinstance(saved, Segmenter):
+        if saved.head != model.head:
+            raise ValueError(f"{label} holds {name} with head={saved.head!r}, the model has {model.head!r}")
+        return check_same_kind(label, f"the backbone of {name}", saved.backbone, model.backbone)
     if saved.attentions() != model.attentions():
         raise ValueError(
             f"{label} holds {name} with attn_type={saved.attn_type!r} (the model has {model.attn_type!r}): "
@@ -35,8 +40,9 @@ def check_same_kind(label: str, name: str, saved: Backbone, model: Backbone) -> 
         raise ValueError(f"{label} holds {name} with {', '.join(differ)}: give create_model the same options")
 
 
-def _meaning(model: Backbone) -> dict[str, Any]:
+def _meaning(model: nn.Module) -> dict[str, Any]:
     """What leaves no trace in names and shapes; of the attentions' options one value, or one for each block."""
+    model = backbone_of(model)
     values: dict[str, list[Any]] = {}
     for i, names in enumerate(model.attentions()):
         for j, name in enumerate(names):
@@ -70,9 +76,9 @@ def head_hint(head: set[str], given: Mapping[str, Shape], wanted: Mapping[str, S
     )
 
 
-def attention_hint(given: Mapping[str, Shape], wanted: Mapping[str, Shape], model: Backbone) -> str:
+def attention_hint(given: Mapping[str, Shape], wanted: Mapping[str, Shape], model: nn.Module) -> str:
     """Which attentions the weights look like, where their names say others than the model has."""
-    if given.keys() == wanted.keys():
+    if given.keys() == wanted.keys() or isinstance(model, Segmenter):
         return ""
     found = [tuple(a and a.attention for a in stage) for stage in attentions_in(model, given)]
     if found == model.attentions() or not all(name for stage in found for name in stage) or not any(found):
@@ -115,7 +121,7 @@ def foreign_hint(given: Iterable[str], wanted: Container[str] = ()) -> str:
     return "".join(said)
 
 
-def strangers(label: str, given: Mapping[str, Shape], wanted: Mapping[str, Shape], model: Backbone) -> None:
+def strangers(label: str, given: Mapping[str, Shape], wanted: Mapping[str, Shape], model: nn.Module) -> None:
     """ValueError where not one name is the model's: one of each side by side says more than two lists."""
     if set(given) & set(wanted) or not given:
         return
@@ -127,7 +133,7 @@ def strangers(label: str, given: Mapping[str, Shape], wanted: Mapping[str, Shape
     )
 
 
-def other_options(extra: Any, model: Backbone) -> tuple[str, ...]:
+def other_options(extra: Any, model: nn.Module) -> tuple[str, ...]:
     """A note for each option that the original's config in a file says, no shape shows, and the model has otherwise."""
     ours = _meaning(model)
     return tuple(
@@ -137,6 +143,6 @@ def other_options(extra: Any, model: Backbone) -> tuple[str, ...]:
     )
 
 
-def describe(model: Backbone) -> str:
+def describe(model: nn.Module) -> str:
     height, width = model.image_size
     return f"{type(model).__name__} of {height} x {width} pixels and {model.num_classes} classes"

@@ -21,6 +21,7 @@ from flatten_jax.hosts.drop_in import AttentionLayer, FocusedLinearAttention
 from flatten_jax.hosts.grids import Windows, relative_position_index
 from flatten_jax.models import Backbone, dummy_images
 from flatten_jax.models.registry import MODELS
+from flatten_jax.segmentation.model import Segmenter
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
@@ -143,7 +144,7 @@ def layout(model: nn.Module, example: Any = None, **call: Any) -> list[Row]:
         for collection, tree in variables.items()
         for path, leaf in flatten_dict(tree).items()
     ]
-    return [row.renamed(model.original) for row in rows] if isinstance(model, Backbone) else rows
+    return [row.renamed(model.original) for row in rows] if isinstance(model, Backbone | Segmenter) else rows
 
 
 def attention_of_blocks(model: nn.Module) -> dict[Path, str]:

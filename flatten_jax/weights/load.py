@@ -13,6 +13,8 @@ import numpy as np
 
 from flatten_jax.models import create_model, parameters_left_out
 from flatten_jax.models.create import classifier_of, parameters_added
+from flatten_jax.segmentation.model import Segmenter
+from flatten_jax.weights import segmenter
 from flatten_jax.weights.array_files import FORMAT
 from flatten_jax.weights.containers import is_tree, weights_in
 from flatten_jax.weights.convert import as_array, as_variables, flat, float32, from_torch, not_finite
@@ -118,9 +120,34 @@ def load_with_report(
     label = place or label
     if _is_ours(info) and "model" in info.metadata:
         saved = saved_model(info)
+    choice = dict(new_head=new_head, resample=resample)
+    if isinstance(model, Segmenter):
+        if not segmenter.has_head(arrays):
+            part = segmenter.backbone_for(arrays, model)
+            return segmenter.with_new_heads(
+                model, part, *_loaded(label, arrays, info, saved, part, new_attention, **choice)
+            )
+        if new_attention:
+            raise ValueError(
+                f"new_attention is for the weights of a classifier; {label} are of a segmenter: make it with its own "
+                "attn_type"
+            )
+    return _loaded(label, arrays, info, saved, model, new_attention, **choice)
+
+
+def _loaded(
+    label: str,
+    arrays: Mapping[str, np.ndarray],
+    info: FileInfo,
+    saved: nn.Module | None,
+    model: nn.Module,
+    new_attention: bool,
+    **choice: bool,
+) -> tuple[dict[str, Any], Report]:
+    """Weights in a model, that may have other attentions."""
     if new_attention and not _is_ours(info):
         arrays = fitting(label, arrays, entries(layout(model)))[0]
-    fitted = partial(_fitted, label, arrays, info, saved, new_head=new_head, resample=resample)
+    fitted = partial(_fitted, label, arrays, info, saved, **choice)
     if not new_attention:
         return fitted(model)
     if saved is not None:
@@ -177,7 +204,7 @@ def _fitted(
     given = {name: array for name, array in arrays.items() if name not in ignored}
     given = given if ours else regrouped(rows, given)
     names = {row.ours: (row.ours,) if ours else tuple(row.entries()) for row in rows}
-    added = parameters_added(model) if model.features_only else set()
+    added = parameters_added(model) if getattr(model, "features_only", False) else set()
     of_head = {row.ours for row in rows if any(row.path[: len(head)] == head for head in model.heads)}
     made_rows = {
         row.ours
@@ -262,7 +289,12 @@ def _is_ours(info: FileInfo) -> bool:
 
 
 def _left_out(model: nn.Module, ours: bool) -> set[str]:
-    """Names that a classification checkpoint holds and a model without head or without last levels has no place for."""
+    """Names that a classification checkpoint holds and a model without head or without last levels has no place for.
+
+    Of a segmenter without one, those of an auxiliary head.
+    """
+    if isinstance(model, Segmenter):
+        return segmenter.left_out(model, ours)
     if model.num_classes and not model.features_only:
         return set()
     left_out, full = parameters_left_out(model), layout(classifier_of(model))

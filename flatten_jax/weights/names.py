@@ -12,6 +12,7 @@ _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_f
 _PARALLEL = re.compile(r"^(?:module\.)+")
 _DEPTH = 3  # of the part of a model that is looked for
 _FEW = 4  # entries that make no model
+_INSIDE = "backbone."
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -84,6 +85,10 @@ def renamed(arrays: Arrays) -> Renamed:
         if names.of(arrays):
             new = {names.name(name): names.array(name, array) for name, array in arrays.items()}
             return Renamed(new, [f"names are {names.whose}"])
+    inside = {name.removeprefix(_INSIDE): array for name, array in arrays.items() if name.startswith(_INSIDE)}
+    if inside and (part := renamed(inside)).said:  # of a segmenter
+        others = {name: array for name, array in arrays.items() if not name.startswith(_INSIDE)}
+        return Renamed(others | {f"{_INSIDE}{name}": array for name, array in part.arrays.items()}, part.said)
     return Renamed(dict(arrays), [])
 
 

@@ -83,7 +83,7 @@ def test_command_takes_every_kind_and_refuses_to_overwrite_first(tmp_path, monke
     main(["bench", "all", "--output", str(tmp_path), "--tokens", "196", "784", "--rounds", "3", "--image-size", "64"])
     main(["bench", *run.KINDS])
     assert calls == [
-        (list(run.KINDS), run.Settings(tokens=[196, 784], rounds=3, options=(("image_size", 64),))),
+        (list(run.KINDS), run.Settings(tokens=[196, 784], rounds=3, options=(("image_size", (64, 64)),))),
         (list(run.KINDS), run.Settings()),
     ]
     assert f"written: {tmp_path / 'bench.json'}" in capsys.readouterr().out

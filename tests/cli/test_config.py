@@ -146,7 +146,7 @@ def test_a_config_file_that_fails_is_one_line(tmp_path, name):
         ),
         (["--config=digit"], "--config=digit: digit is not there; did you mean configs/digits.py?"),
         (["--config=configs/digits"], "did you mean configs/digits.py?"),
-        (["--config=nowhere/x.py"], "nowhere/x.py is not there; there are configs/cifar10.py, configs/digits.py"),
+        (["--config=nowhere/x.py"], "nowhere/x.py is not there; there are configs/ade20k_semfpn_flatten_pvt_t.py, "),
         (["--config=configs/published.py:flaten_pvt_t"], "did you mean 'flatten_pvt_t'?"),
         (["--config=configs/digits.py:tiny"], "unknown variant 'tiny'"),
         (

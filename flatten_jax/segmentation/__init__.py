@@ -1,0 +1,1 @@
+"""Semantic segmentation: heads over the maps of a backbone, data, training and pictures."""
