@@ -243,7 +243,8 @@ class _TrainBatches:
             image, label, faults = self._example(epoch, int(order[which]), repetition)
             if images is None:
                 images = np.empty((self.local_size, *image.shape), image.dtype)
-                labels = np.empty((self.local_size, *np.shape(label)), getattr(label, "dtype", np.int32))
+                kind = label.dtype if np.ndim(label) else np.int32
+                labels = np.empty((self.local_size, *np.shape(label)), kind)
             images[place] = image  # at once, so that the next picture reuses this one's memory, still in the cache
             labels[place] = label
             skipped[place] = bool(faults)

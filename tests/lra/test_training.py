@@ -22,7 +22,7 @@ def test_batches_of_sequences_are_tokens():
     run = setup.prepare(listops())
     assert isinstance(run.task, ClassifyTokens)
     assert (len(run.train_source), len(run.eval_source)) == (96, 2)
-    train, evaluation = run.abstract_batches()
+    train, (evaluation,) = run.abstract_batches()
     with contextlib.closing(run.train_batches(0)) as batches:
         batch, _ = next(batches)
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
