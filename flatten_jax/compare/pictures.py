@@ -11,9 +11,9 @@ from flatten_jax.bench.attention import DIRECTIONS, PLAIN
 from flatten_jax.compare import costs
 from flatten_jax.compare.results import REFERENCE, Preset
 
-# Colours of their own; every other is grey. Softmax is what all is compared with.
+# A colour of its own for each; every other is grey. Softmax is what all is compared with.
 HIGHLIGHTED = (REFERENCE, "linear", "focused", "inline", "rala", "polaformer", "agent")
-_STYLES = {name: LINES[i % len(LINES)] for i, name in enumerate(HIGHLIGHTED)}
+_STYLES = {name: dict(LINES[i % len(LINES)], color=f"C{i}") for i, name in enumerate(HIGHLIGHTED)}
 GREY = "0.82"
 APART = 0.042  # of the axes' height, between labels
 
