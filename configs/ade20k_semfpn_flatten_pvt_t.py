@@ -12,6 +12,7 @@ mIoU: published 37.21 (paper; PVT-T 36.57); not run here.
 """
 
 from configs.recipes import Recipe, dense
+from flatten_jax.training.segmenters import OF_CLASSES
 
 RECIPE = Recipe(
     batch_size=16,
@@ -23,7 +24,7 @@ RECIPE = Recipe(
     warmup_learning_rate=0.0,
     min_learning_rate=0.0,
     weight_decay=1e-4,
-    augment=dense.NO_AUGMENTATION,
+    augment=OF_CLASSES,
 )
 
 

@@ -12,6 +12,7 @@ mIoU: published 44.82 (paper; Swin-T 44.51); not run here.
 """
 
 from configs.recipes import Recipe, dense
+from flatten_jax.training.segmenters import OF_CLASSES
 
 RECIPE = Recipe(
     batch_size=16,
@@ -23,7 +24,7 @@ RECIPE = Recipe(
     warmup_learning_rate=6e-5 * 512 / 16 * 1e-6,
     min_learning_rate=0.0,
     weight_decay=0.01,
-    augment=dense.NO_AUGMENTATION,
+    augment=OF_CLASSES,
 )
 
 

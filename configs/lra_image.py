@@ -12,17 +12,8 @@ Test accuracy: published 42.44 (Transformer), 42.34 (Linear Transformer), 42.77 
 
 from configs import base
 from configs.recipes import Recipe
+from flatten_jax.training.setting import NO_AUGMENTATION
 
-NO_AUGMENTATION = dict(
-    scale=(1.0, 1.0),
-    ratio=(1.0, 1.0),
-    hflip=0.0,
-    rand_augment="",
-    erase_prob=0.0,
-    mixup=0.0,
-    cutmix=0.0,
-    label_smoothing=0.0,
-)
 ADAM = dict(b1=0.9, b2=0.98, eps=1e-9)  # of all tasks
 RECIPE = Recipe(
     batch_size=256,

@@ -11,8 +11,9 @@ Test accuracy: published 36.37 (Transformer); 16.13 (Linear Transformer) and 18.
 for all gives, 17.5; not run here.
 """
 
-from configs.lra_image import NO_AUGMENTATION, smoke, tokens
+from configs.lra_image import smoke, tokens
 from configs.recipes import Recipe
+from flatten_jax.training.setting import NO_AUGMENTATION
 
 STEPS, STEPS_PER_EPOCH = 5000, 96_000 // 32
 RECIPE = Recipe(

@@ -11,8 +11,9 @@ For one GPU. A minute on any CPU, with 320 pictures made in memory: --config con
 Test accuracy of 32: published 71.40 (Transformer), 75.30 (Linear Transformer), 77.05 (Performer); not run here.
 """
 
-from configs.lra_image import NO_AUGMENTATION, smoke, tokens
+from configs.lra_image import smoke, tokens
 from configs.recipes import Recipe
+from flatten_jax.training.setting import NO_AUGMENTATION
 
 SIZES = (32, 64, 128)
 RECIPE = Recipe(

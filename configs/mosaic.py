@@ -11,6 +11,7 @@ For any machine: 1,000 steps, about half an hour of CPU time. No published mIoU 
 
 from configs import base
 from configs.recipes import Recipe, dense
+from flatten_jax.training.segmenters import OF_CLASSES
 
 RECIPE = Recipe(
     batch_size=32,
@@ -22,7 +23,7 @@ RECIPE = Recipe(
     warmup_learning_rate=0.0,
     min_learning_rate=0.0,
     clip_norm=1.0,
-    augment=dense.NO_AUGMENTATION,
+    augment=OF_CLASSES,
 )
 
 

@@ -43,8 +43,7 @@ def build(who: str, row: Row, args: argparse.Namespace) -> str:
     options = argparse.Namespace(**vars(args), device=device, dtype=row.dtype)
     try:
         if who == "twin":
-            drop_path = 0.1 if row.kind == "training" else 0.0
-            name = row.model.removeprefix("flatten_")
+            name, drop_path = row.model.removeprefix("flatten_"), release.drop_path(row.kind, row.model)
             call = models.make(row.kind, name, row.batch, dtype=row.dtype, drop_path=drop_path)
         else:
             call = release.contestant(who, row.kind, row.model, row.batch, options)
@@ -88,6 +87,8 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=300, help="seconds after which nothing more is built")
     parser.add_argument("--output", type=Path, required=True, help="a JSON file to write, after each row")
     args = parser.parse_args()
+    if args.output.exists():
+        parser.error(f"{args.output} exists already: choose another --output")
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the GPU's memory is for all processes
     os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.6"
     rows = [

@@ -165,10 +165,15 @@ def finished(x: torch.Tensor, device: str) -> torch.Tensor:
     return x
 
 
+def drop_path(kind: str, name: str) -> float:
+    """Of all contestants: in training as the release has it, whose DeiT, which is made here, has none."""
+    return 0.1 if kind == "training" and RELEASE[name][0] else 0.0
+
+
 def contestant(who: str, kind: str, name: str, batch_size: int, args: argparse.Namespace) -> Callable[[], object]:
     """A call of "ours", "eager" or "compiled"; of ours for inference after a check that the release's is the same."""
     half, training = args.dtype == "bfloat16", kind == "training"
-    ours = flatten_jax.create_model(name, dtype=args.dtype, drop_path=0.1 if training and RELEASE[name][0] else 0.0)
+    ours = flatten_jax.create_model(name, dtype=args.dtype, drop_path=drop_path(kind, name))
     if who == "ours" and training:
         return models.training(ours, batch_size)
     pictures = np.random.default_rng(0).normal(size=(batch_size, *ours.image_size, 3)).astype(np.float32)

@@ -2,16 +2,6 @@
 
 from configs import base
 
-# What is done to pictures of classes; of pictures with masks `config.segmentation` says it.
-NO_AUGMENTATION = dict(
-    scale=(1.0, 1.0),
-    ratio=(1.0, 1.0),
-    rand_augment="",
-    erase_prob=0.0,
-    mixup=0.0,
-    cutmix=0.0,
-    label_smoothing=0.0,
-)
 ADE20K = 20_210  # training pictures
 
 

@@ -6,7 +6,7 @@ import ml_collections
 
 from flatten_jax.lra import sources as lra
 from flatten_jax.segmentation.model import HEADS
-from flatten_jax.training.setting import Setting
+from flatten_jax.training.setting import NO_AUGMENTATION, Setting
 
 SETTINGS = {
     "segmentation.head": Setting(str, "", "upernet or semfpn: learn a class for each pixel; '': for each picture", ""),
@@ -35,15 +35,7 @@ SETTINGS = {
     ),
 }
 # What is done to pictures for classes alone; where it is done to pictures with masks, `segmentation` says it.
-NO_AUGMENTATION = {
-    "scale": (1.0, 1.0),
-    "ratio": (1.0, 1.0),
-    "rand_augment": "",
-    "erase_prob": 0.0,
-    "mixup": 0.0,
-    "cutmix": 0.0,
-    "label_smoothing": 0.0,
-}
+OF_CLASSES = {option: off for option, off in NO_AUGMENTATION.items() if option != "hflip"}
 
 
 def conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
@@ -58,7 +50,7 @@ def conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
         return
     if wanted.head not in HEADS:
         yield f"segmentation.head={wanted.head!r} must be one of {', '.join(HEADS)}, or '' to learn classes of pictures"
-    for option, off in NO_AUGMENTATION.items():
+    for option, off in OF_CLASSES.items():
         value = config.augment[option]
         if (tuple(value) if isinstance(value, list) else value) != off:
             yield (

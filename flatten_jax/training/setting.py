@@ -3,6 +3,18 @@
 import math
 from typing import Any, NamedTuple
 
+# The section `augment` of a config that changes neither pictures nor labels.
+NO_AUGMENTATION = {
+    "scale": (1.0, 1.0),
+    "ratio": (1.0, 1.0),
+    "hflip": 0.0,
+    "rand_augment": "",
+    "erase_prob": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "label_smoothing": 0.0,
+}
+
 
 class Setting(NamedTuple):
     """What a setting may be.

@@ -24,21 +24,12 @@ from flatten_jax.segmentation.batches import EvalBatches, plan_batches
 from flatten_jax.training import settings
 from flatten_jax.training.optimizer import make_optimizer, make_schedule
 from flatten_jax.training.preprocess import Mixing
+from flatten_jax.training.setting import NO_AUGMENTATION
 from flatten_jax.training.sharding import check_divisible, make_mesh, put_batch
 from flatten_jax.training.step import Training
 from flatten_jax.training.tasks import Batch, Classify, ClassifyTokens
 
 MESA_FROM = 0.25  # of the epochs
-# What a model of tokens has to be trained with: none of it is done to tokens.
-NO_AUGMENTATION = {
-    "scale": (1.0, 1.0),
-    "ratio": (1.0, 1.0),
-    "hflip": 0.0,
-    "rand_augment": "",
-    "erase_prob": 0.0,
-    "mixup": 0.0,
-    "cutmix": 0.0,
-}
 WORTH_SAYING = 0.05  # the share of an epoch that may be left out without a word
 
 
@@ -259,6 +250,8 @@ def _check_tokens(config: ml_collections.ConfigDict, model: nn.Module, source: S
             f"use --config.model.vocabulary={source.vocabulary}"
         )
     for option, off in NO_AUGMENTATION.items():
+        if option == "label_smoothing":  # which is of the answers
+            continue
         if tuple(np.atleast_1d(config.augment[option])) != tuple(np.atleast_1d(off)):
             raise ValueError(
                 f"augment.{option}={config.augment[option]!r} has no effect on the tokens of {config.model.name}: "
