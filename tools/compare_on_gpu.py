@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--release", type=Path, required=True, help="folder of the checkout")
     parser.add_argument("--models", nargs="+", default=list(release.RELEASE), choices=list(release.RELEASE))
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--kinds", nargs="+", default=["training", "inference"], choices=["training", "inference"])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--at-least", type=float, default=0.2, help="seconds of a measurement")
@@ -91,9 +92,7 @@ def main() -> None:
         parser.error(f"{args.output} exists already: choose another --output")
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the GPU's memory is for all processes
     os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.6"
-    rows = [
-        Row(d, k, m, args.batch) for d, k, m in itertools.product(args.dtypes, ("training", "inference"), args.models)
-    ]
+    rows = [Row(d, k, m, args.batch) for d, k, m in itertools.product(args.dtypes, args.kinds, args.models)]
     until = time.time() + args.patience
 
     homes: dict[tuple[str, Row], ProcessPoolExecutor] = {}

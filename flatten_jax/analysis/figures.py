@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flatten_jax.analysis.matrices import mean
 from flatten_jax.analysis.profile import BlockProfile
 from flatten_jax.analysis.style import LINES, MAP
 from flatten_jax.attention import focused_map
@@ -96,7 +97,7 @@ def by_depth(profiles: Mapping[str, Sequence[BlockProfile]]) -> Figure:
     for (name, blocks), style in zip(profiles.items(), LINES, strict=False):
         x = [profile.block for profile in blocks]
         for axes, values in zip(panels, ([p.entropy for p in blocks], [p.distance for p in blocks]), strict=True):
-            axes.plot(x, [v.mean() for v in values], label=name, linewidth=1.8, **style)
+            axes.plot(x, [mean(v) for v in values], label=name, linewidth=1.8, **style)
             for place, heads in zip(x, values, strict=True):
                 axes.plot([place] * len(heads), heads, ".", color=style["color"], markersize=4, alpha=0.6)
     longest = max(profiles.values(), key=len)

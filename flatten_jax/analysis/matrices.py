@@ -34,7 +34,7 @@ def entropy(matrix: np.ndarray) -> np.ndarray:
             influence.
 
     Returns:
-        (..., N).
+        (..., N); NaN for a row without any weight, here and below, which `mean` leaves out.
     """
     shares = _shares(matrix)
     return -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=-1)
@@ -68,6 +68,14 @@ def distance(matrix: np.ndarray, queries: np.ndarray, keys: np.ndarray) -> np.nd
     return (_shares(np.where(placed, matrix, 0)) * np.where(placed, apart, 0)).sum(axis=-1)
 
 
+def mean(values: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
+    """Over what is a number: rows without any weight, as ReLU can leave them, have no entropy. NaN where all are so."""
+    there = ~np.isnan(values)
+    count = there.sum(axis=axis)
+    return np.where(count, np.where(there, values, 0).sum(axis=axis) / np.maximum(count, 1), np.nan)
+
+
 def _shares(matrix: np.ndarray) -> np.ndarray:
     weights = np.abs(np.asarray(matrix, np.float64))
-    return weights / weights.sum(axis=-1, keepdims=True)
+    sums = weights.sum(axis=-1, keepdims=True)
+    return np.where(sums, weights / np.where(sums, sums, 1), np.nan)

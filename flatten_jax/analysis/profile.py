@@ -6,14 +6,14 @@ from typing import NamedTuple
 import numpy as np
 
 from flatten_jax.analysis.layer import Layer
-from flatten_jax.analysis.matrices import distance, entropy
+from flatten_jax.analysis.matrices import distance, entropy, mean
 
 # What queries and keys are put through beside their own attention: both have no parameters.
 REFERENCES = ("softmax", "linear")
 
 
 class BlockProfile(NamedTuple):
-    """One block, the mean over the queries and the pictures that were captured.
+    """One block, the mean over the queries and the pictures that were captured, but queries without any weight.
 
     Attributes:
         block: its number.
@@ -51,8 +51,8 @@ def depth_profile(layers: Sequence[Layer], image_size: tuple[int, int], queries:
         for start in range(0, len(layer.output), len(places)):  # the windows of a picture
             matrix = layer.attention(slice(start, start + len(places)), tokens)
             each = np.stack([entropy(matrix), distance(matrix, *apart)], axis=-1)  # (P, h, R, 2)
-            measured.append(each.swapaxes(1, 2)[on_picture].mean(axis=0))
-        means, uniform = np.mean(measured, axis=0), float(np.log(key_places.shape[1]))
+            measured.append(mean(each.swapaxes(1, 2)[on_picture], axis=0))
+        means, uniform = mean(np.array(measured), axis=0), float(np.log(key_places.shape[1]))
         profile = BlockProfile(layer.block, layer.kind, means[:, 0], uniform, means[:, 1])
         if profiles and profiles[-1].block == layer.block:  # the other stripes of a CSwin block
             before = profiles.pop()

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from flatten_jax.analysis.capture import capture
-from flatten_jax.analysis.matrices import focus, numerical_rank
+from flatten_jax.analysis.matrices import focus, mean, numerical_rank
 from flatten_jax.analysis.profile import depth_profile
 
 PICTURES = 4
@@ -39,7 +39,7 @@ def inside(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) ->
         matrices = [layer.attention(slice(i, i + 1), every) for i in range(len(layer.output))]
         row["keys"] = matrices[0].shape[-1]
         row["rank"] = float(np.mean([numerical_rank(matrix) for matrix in matrices]))
-        row["focus"] = float(np.mean([focus(matrix) for matrix in matrices]))
-        row |= {"entropy": float(profile.entropy.mean()), "uniform": profile.uniform}
-        rows.append(row | {"distance": float(profile.distance.mean())})
+        row["focus"] = float(mean(np.array([focus(matrix) for matrix in matrices])))
+        row |= {"entropy": float(mean(profile.entropy)), "uniform": profile.uniform}
+        rows.append(row | {"distance": float(mean(profile.distance))})
     return rows

@@ -55,12 +55,12 @@ def write(folders: Sequence[Path], output: Path, overwrite: bool = False) -> lis
         found = costs.read(folder), results.read(folder)
         if not any(found):
             raise ValueError(f"{folder} holds neither {costs.FILE} nor runs of `flatten-jax compare run`")
-        if timed and found[0]:
-            raise ValueError(f"{folder} is the second of the folders with {costs.FILE}: give one")
-        timed, presets = timed + found[0], presets + found[1]
+        timed += [found[0]] if found[0] else []
+        presets += found[1]
         elsewhere += [json.loads(path.read_text()) for path in sorted(folder.glob("compiled_*.json"))]
     files = {"json": output.with_suffix(".json")}
-    if timed:
+    curves = next((groups for groups in timed if len({group["N"] for group in groups}) > 1), None)
+    if curves:
         files["costs"] = output.with_name(f"{output.stem}_costs.png")
     for preset in presets:
         files[preset.name] = output.with_name(f"{output.stem}_{preset.name}.png")
@@ -69,15 +69,22 @@ def write(folders: Sequence[Path], output: Path, overwrite: bool = False) -> lis
             raise FileExistsError(f"{path} exists already: choose another --output, or --overwrite")
     output.parent.mkdir(parents=True, exist_ok=True)
     names = {kind: path.name for kind, path in files.items()}
-    text = [INTRODUCTION.format(json=names["json"]), *_costs(timed, elsewhere, names.get("costs"))]
+    text = [INTRODUCTION.format(json=names["json"])]
+    for groups in timed:
+        text += _costs(groups, names["costs"] if groups is curves else None)
+    text += _compiled(elsewhere)
     for preset in presets:
         text += _learned(preset, names[preset.name])
     text += _not_run(timed, elsewhere, presets)
     output.write_text("\n".join(text))
-    content = {"costs": timed, "compiled": elsewhere, "learned": [_plain(preset) for preset in presets]}
+    content = {
+        "costs": [group for groups in timed for group in groups],
+        "compiled": elsewhere,
+        "learned": [_plain(preset) for preset in presets],
+    }
     files["json"].write_text(json.dumps(content, indent=1, default=asdict) + "\n")
-    if timed:
-        pictures.cost_curves(timed, _costs_title(timed)).savefig(files["costs"], dpi=120)
+    if curves:
+        pictures.cost_curves(curves, _costs_title(curves)).savefig(files["costs"], dpi=120)
     for preset in presets:
         pictures.accuracies(preset).savefig(files[preset.name], dpi=120)
     return [output, *files.values()]
@@ -102,23 +109,30 @@ def _machine(group: dict[str, Any]) -> str:
     return f"{device}{made_on['cores']} cores of {made_on['processor']}, JAX {made_on['jax']}"
 
 
-def _costs(timed: list[dict[str, Any]], elsewhere: list[dict[str, Any]], picture: str | None) -> Iterator[str]:
-    if timed:
-        yield "## What a layer costs\n"
-        commits = sorted({group["commit"] for group in timed})
-        dates = sorted({group["made_on"]["date"] for group in timed})
-        rounds = sorted({group["rounds"] for group in timed})
-        yield (
-            f"From tokens to result with its projections, {_images(timed)}. {_machine(timed[0])}; {_and(dates)}; "
-            f"commit {_and(commits)}.\nAll take turns in {_and(rounds)} rounds; a time is the median (lowest-highest), "
-            f"and a ratio is of times of the same\nround. What would take seconds a call, or more memory than there "
-            f"is, is left out.\n\n![Time over tokens]({picture})\n"
-        )
-        for key in dict.fromkeys((g["channels"], g["heads"], g["dtype"]) for g in timed):
-            for direction in dict.fromkeys(g["direction"] for g in timed):
-                mine = [g for g in timed if costs.key(g)[:3] == key and g["direction"] == direction]
-                if mine:
-                    yield from _cost_table(mine, costs.Block(*key, ()), direction)
+def _costs(timed: list[dict[str, Any]], picture: str | None) -> Iterator[str]:
+    """Of one machine."""
+    device = timed[0]["made_on"]["device"]
+    yield f"## What a layer costs on {'a CPU' if device == 'cpu' else f'one {device}'}\n"
+    commits = sorted({group["commit"] for group in timed})
+    dates = sorted({group["made_on"]["date"] for group in timed})
+    rounds = sorted({group["rounds"] for group in timed})
+    yield (
+        f"From tokens to result with its projections, {_images(timed)}. {_machine(timed[0])}; {_and(dates)}; "
+        f"commit {_and(commits)}.\nAll take turns in {_and(rounds)} rounds; a time is the median (lowest-highest), "
+        f"and a ratio is of times of the same\nround. What would take seconds a call, or more memory than there "
+        f"is, is left out.\n"
+    )
+    if picture:
+        yield f"![Time over tokens]({picture})\n"
+    for key in dict.fromkeys((g["channels"], g["heads"], g["dtype"]) for g in timed):
+        for direction in dict.fromkeys(g["direction"] for g in timed):
+            mine = [g for g in timed if costs.key(g)[:3] == key and g["direction"] == direction]
+            if mine:
+                yield from _cost_table(mine, costs.Block(*key, ()), direction)
+
+
+def _compiled(elsewhere: list[dict[str, Any]]) -> Iterator[str]:
+    """What compilers made without a machine."""
     for compiled in elsewhere:
         first = compiled["rows"][0]
         yield (
@@ -160,7 +174,10 @@ def _cost_table(groups: list[dict[str, Any]], block: costs.Block, direction: str
 
 def _learned(preset: results.Preset, picture: str) -> Iterator[str]:
     machines = [f"{count} runs on {machine} at commit {commit}" for (machine, commit), count in preset.made.items()]
-    yield f"## What they learn: {preset.name}\n\n{preset.about}. {'; '.join(machines)}.\n"
+    changed = (
+        f" Other than the preset: {_and([f'`{setting}`' for setting in preset.changed])}." if preset.changed else ""
+    )
+    yield f"## What they learn: {preset.name}\n\n{preset.about}.{changed} {'; '.join(machines)}.\n"
     tried = "; ".join(
         f"{entry['rate']:g}: {entry['status'] if entry['top1'] is None else format(entry['top1'], '.1f') + ' %'}"
         for entry in preset.tried
@@ -223,10 +240,19 @@ def _not_run(timed: list, elsewhere: list, presets: list[results.Preset]) -> Ite
         said.append("the TPU's compiler (`compare costs --topology v5e:2x2`)")
     if not any(topology[:1] in "ah" for topology in compiled):
         said.append("the GPU's compiler (`compare costs --topology h100:1`)")
-    if all(group["made_on"]["device"] == "cpu" for group in timed):
+    for groups in timed[1:]:
+        if missing := sorted(set(_named(timed[0])) - set(_named(groups))):
+            said.append(f"costs on {_machine(groups[0])} without {', '.join(missing)}")
+    if all(groups[0]["made_on"]["device"] == "cpu" for groups in timed):
         said.append("times on a GPU or TPU")
     yield "## What was not run\n"
     yield "\n".join(f"- {line}" for line in said) + "\n"
+
+
+def _named(groups: Sequence[dict[str, Any]]) -> list[str]:
+    return [
+        row["attention"] for group in groups for row in group["rows"] if not row["attention"].startswith("softmax,")
+    ]
 
 
 def _plain(preset: results.Preset) -> dict[str, Any]:
@@ -242,7 +268,7 @@ def _plain(preset: results.Preset) -> dict[str, Any]:
     ]
     found = {"published": preset.agreement(), **{look: preset.explained(look) for look in results.LOOKS}}
     return {
-        **{name: getattr(preset, name) for name in ("name", "about", "rate", "tried", "under_way")},
+        **{name: getattr(preset, name) for name in ("name", "about", "changed", "rate", "tried", "under_way")},
         "made": made,
         "rows": rows,
         "kendall": {name: value and value._asdict() for name, value in found.items()},

@@ -56,6 +56,7 @@ class Preset:
 
     Attributes:
         name, about: of the preset.
+        changed: settings that were given otherwise for all runs, "train.epochs=8.0".
         rate, tried: learning rate of all, and what softmax reached with which in a short search.
         rows: best mean first, then what has none.
         made: (machine and versions, commit) -> how many runs.
@@ -64,6 +65,7 @@ class Preset:
 
     name: str
     about: str
+    changed: list[str]
     rate: float | None
     tried: list[dict[str, Any]]
     rows: list[Row]
@@ -110,7 +112,10 @@ def _preset(folder: Path) -> Preset:
     made = Counter((_machine(result["made_on"]), result["commit"]) for result in results)
     runs = [path.name for path in sorted(folder.glob("runs/*")) if not (path / "result.json").exists()]
     ordered = sorted(rows.values(), key=lambda row: (-row.mean.mean if row.mean else math.inf, row.label))
-    return Preset(described["preset"], described["about"], reference["chosen"], reference["tried"], ordered, made, runs)
+    return Preset(
+        *(described["preset"], described["about"], described.get("changed", [])),
+        *(reference["chosen"], reference["tried"], ordered, made, runs),
+    )
 
 
 def _row(kind: tuple[str, str], results: Sequence[dict[str, Any]], rate: float | None, own: float | None) -> Row:

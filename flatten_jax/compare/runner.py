@@ -36,6 +36,7 @@ from flatten_jax.training.lock import FolderInUseError, only_run_in
 
 REFERENCE = "softmax"
 OF_A_CASE = ("config.seed", "config.model.attn_type", "config.optimizer.learning_rate")
+OF_A_PLACE = ("data.folder", "data.data_dir", "data.workers")  # may be others on another machine
 RESULT = "result.json"
 ReadConfig = Callable[[str, list[str]], ml_collections.ConfigDict]  # `cli.config_file.read_config`
 
@@ -127,7 +128,7 @@ class Comparison:
             raise ValueError(f"{own[0]} is what the runs differ in: use --attentions, --seeds and --learning-rates")
         config = setup.prepare(self._config([f"--config.model.attn_type={REFERENCE}"])).config
         self.entries = setup.model_of(config).attn_entries
-        self._claim(json.loads(config.to_json_best_effort()))
+        self._claim(json.loads(config.to_json_best_effort()), self._changed())
 
     def run(self, attentions: Sequence[str], seeds: int, hybrids: Sequence[str] = (), own_rates: bool = False) -> int:
         """Every run that is not there yet, all attentions with one seed before the next seed; softmax is first.
@@ -243,15 +244,19 @@ class Comparison:
     def _config(self, overrides: Sequence[str]) -> ml_collections.ConfigDict:
         return self._read(self.preset.config, [*self._overrides, *overrides])
 
-    def _claim(self, config: dict[str, Any]) -> None:
+    def _changed(self) -> list[str]:
+        """What the overrides make of the preset's settings, "train.epochs=8.0"."""
+        theirs = settings.flat(self._read(self.preset.config, list(self.preset.overrides)).to_dict())
+        ours = settings.flat(self._config([]).to_dict())
+        return [f"{key}={ours[key]}" for key in sorted(ours) if ours[key] != theirs[key] and key not in OF_A_PLACE]
+
+    def _claim(self, config: dict[str, Any], changed: list[str]) -> None:
         """Save what all runs have in common, or compare it with what is there."""
         ours = json.loads(json.dumps(settings.flat(config)))
-        ours = {
-            key: value for key, value in ours.items() if key not in ("data.folder", "data.data_dir", "data.workers")
-        }
+        ours = {key: value for key, value in ours.items() if key not in OF_A_PLACE}
         path = self.folder / "preset.json"
         if not path.exists():
-            _write(path, {"preset": self.name, "about": self.preset.about, "config": ours})
+            _write(path, {"preset": self.name, "about": self.preset.about, "changed": changed, "config": ours})
             return
         theirs = json.loads(path.read_text())["config"]
         changed = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]

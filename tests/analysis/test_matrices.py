@@ -1,9 +1,12 @@
 """The measures on matrices whose answer is known."""
 
+import warnings
+
 import numpy as np
 import pytest
 
 from flatten_jax.analysis import distance, entropy, numerical_rank
+from flatten_jax.analysis.matrices import mean
 
 IDENTITY, UNIFORM = np.eye(6), np.full((6, 6), 1 / 6)
 
@@ -29,3 +32,12 @@ def test_distance_is_weighted_and_leaves_out_what_has_no_place():
     rows = np.array([[0.0, 0.5, 0.5, 0.0], [0.2, 0.2, 0.0, 0.6]])
     np.testing.assert_allclose(distance(rows, places[:2], places), [3.5, 1.5])
     assert np.isnan(distance(rows[:1], places[3:], places)).all()
+
+
+def test_rows_without_weight_have_no_entropy_and_count_in_no_mean():
+    matrix = np.array([[0.0, 0.0], [0.5, 0.5], [0.0, 2.0]])
+    with warnings.catch_warnings(action="error"):
+        rows = entropy(matrix)
+    np.testing.assert_allclose(rows, [np.nan, np.log(2), 0], atol=1e-12)
+    np.testing.assert_allclose(mean(rows), np.log(2) / 2)
+    np.testing.assert_array_equal(mean(np.array([[np.nan, 1.0], [np.nan, 2.0]]), axis=0), [np.nan, 1.5])

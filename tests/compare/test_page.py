@@ -24,7 +24,7 @@ def write(path, content):
 @pytest.fixture
 def folder(tmp_path):
     home = tmp_path / "digits"
-    write(home / "preset.json", {"preset": "digits", "about": "Digits", "config": {}})
+    write(home / "preset.json", {"preset": "digits", "about": "Digits", "changed": ["train.epochs=8.0"], "config": {}})
     tried = [{"rate": 0.1, "status": "finished", "top1": 50.0}, {"rate": 0.2, "status": "not finite", "top1": None}]
     write(home / "rate_softmax.json", {"attention": "softmax", "hybrid": "", "chosen": 0.1, "tried": tried})
     write(home / "rate_linear.json", {"attention": "linear", "hybrid": "", "chosen": 0.2, "tried": tried})
@@ -66,6 +66,7 @@ def test_page_says_what_was_run_and_what_was_not(folder, capsys):
         "| `focused` | 2 | 92.00 ± 2.83 | +21.00 ± 1.41 | - | 74.1 | 1,000 | 0.002 | 300 | 0.75 | 0.5 | 3 | 4 |" in text
     )
     assert "| `linear` | 2 | 69.00 ± 0.00 | -2.00 ± 1.41 | 75.00 at 0.2 |" in text
+    assert "Other than the preset: `train.epochs=8.0`." in text
     assert "- `hydra`, seed 1: not finite: step 7 is not finite" in text
     assert "1 runs of `digits` are not finished" in text and "preset `cifar10-small`" in text and "- costs" in text
     assert "Kendall's tau-b 1.00, p = 0.083 (exact, 4 attentions)" in text
@@ -103,3 +104,14 @@ def test_costs_have_a_table_and_a_picture_with_names_at_the_ends(tmp_path):
         heights = [note.xyann[1] for note in axes.texts]
         assert min(b - a for a, b in itertools.pairwise(heights)) >= pictures.APART - 1e-9
         assert sum(line.get_color() == pictures.GREY for line in axes.lines) == 12
+
+
+def test_every_machine_has_its_costs(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    costs._write(here / costs.FILE, [group(n, "forward", {"linear": 1.0, "softmax": 2.0, "rala": 3.0}) for n in (4, 9)])
+    gpu = group(9, "forward", {"linear": 0.5, "softmax": 0.7})
+    costs._write(there / costs.FILE, [gpu | {"made_on": MADE_ON | {"device": "H100"}}])
+    page.write([here, there], tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert text.index("on a CPU\n") < text.index("![Time over tokens]") < text.index("on one H100\n")
+    assert "without rala\n" in text

@@ -210,3 +210,6 @@ def test_the_runner_on_softmax_is_main_and_goes_on_after_it_was_killed(tmp_path)
     assert_same_bits(folder, tmp_path / "plain")
     last = metrics(tmp_path / "plain")[-1]
     assert json.loads((folder / "result.json").read_text())["top1"] == last["eval/acc1"]
+    changed = json.loads((tmp_path / "out/digits/preset.json").read_text())["changed"]
+    epochs = ["checkpoint.every_epochs=0.5", "eval.every_epochs=1.0"]
+    assert changed == [*epochs, "log_every_steps=5", "model.depth=1", "model.embed_dim=12", "train.epochs=2.0"]
