@@ -1,11 +1,9 @@
 """Models by name: `create_model`, `list_models`, and the options of each."""
 
-import contextlib
 import dataclasses
 import difflib
 import fnmatch
 import functools
-import operator
 import os
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -20,7 +18,9 @@ from flatten_jax.attention import ATTENTIONS, attention_options
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.models.images import dummy_images
 from flatten_jax.models.registry import ALIASES, MODELS, Entry, where_weights_are
-from flatten_jax.models.stack import one_of_each
+from flatten_jax.models.stack import of_all, one_of_each
+from flatten_jax.ops.derivative import forward_mode
+from flatten_jax.ops.platform import plain_forms
 
 _NO_OPTIONS = {"attn_options", "parent", "name"}
 
@@ -183,16 +183,10 @@ def abstract_variables(model: nn.Module) -> dict[str, Any]:
 @functools.lru_cache(maxsize=32)
 def _abstract_variables(model: nn.Module, *_: Any) -> dict[str, Any]:
     """One trace for all that ask, of one of the blocks that are alike: a deep model takes seconds."""
-    with one_of_each() as twins:
+    with one_of_each() as twins, plain_forms(), forward_mode():
         images = jax.eval_shape(lambda: dummy_images(model))
         shapes = jax.eval_shape(lambda images: model.init(jax.random.key(0), images), images)
-    for block, like in twins.items():
-        for collection in shapes.values():
-            with contextlib.suppress(KeyError):  # none of its variables are in this collection
-                functools.reduce(operator.getitem, block[:-1], collection)[block[-1]] = functools.reduce(
-                    operator.getitem, like, collection
-                )
-    return shapes
+    return of_all(shapes, twins)
 
 
 def parameters_left_out(model: Backbone) -> set[tuple[str, ...]]:

@@ -9,6 +9,8 @@ import jax
 
 from flatten_jax.models.create import abstract_variables
 from flatten_jax.models.images import dummy_images
+from flatten_jax.ops.derivative import forward_mode
+from flatten_jax.ops.platform import plain_forms
 
 
 def _depthwise(equation: jax.extend.core.JaxprEqn) -> int:
@@ -47,9 +49,10 @@ def multiply_adds(model: nn.Module) -> int:
     a multiply-add and all elementwise work, so its figures are more than twice these. Read off the traced forward pass,
     so it holds for every option; nothing is computed.
     """
-    model = model.looped()
-    images = jax.eval_shape(lambda: dummy_images(model))
-    return sum(count for _, count in products(jax.make_jaxpr(model.apply)(abstract_variables(model), images).jaxpr))
+    images, looped = jax.eval_shape(lambda: dummy_images(model)), model.looped()
+    with plain_forms(), forward_mode():
+        traced = jax.make_jaxpr(looped.apply)(abstract_variables(model), images)
+    return sum(count for _, count in products(traced.jaxpr))
 
 
 def products(jaxpr: jax.extend.core.Jaxpr) -> Iterator[tuple[jax.extend.core.JaxprEqn, int]]:

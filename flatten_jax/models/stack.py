@@ -1,9 +1,10 @@
 """The blocks of a stage, one after the other: written out, or as a loop, compiled once for blocks that are alike."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import flax.linen as nn
@@ -50,6 +51,15 @@ def one_of_each() -> Iterator[dict[tuple[str, ...], tuple[str, ...]]]:
         yield _TWINS.get()
     finally:
         _TWINS.reset(token)
+
+
+def of_all(shapes: dict[str, Any], twins: Mapping[tuple[str, ...], tuple[str, ...]]) -> dict[str, Any]:
+    """The variables of all blocks, of those that were initialised within `one_of_each`."""
+    for block, like in twins.items():
+        for collection in shapes.values():
+            with contextlib.suppress(KeyError):  # none of its variables are in this collection
+                reduce(operator.getitem, block[:-1], collection)[block[-1]] = reduce(operator.getitem, like, collection)
+    return jax.tree.map(lambda leaf: leaf, shapes)  # in the order of the whole model's
 
 
 def run_blocks(

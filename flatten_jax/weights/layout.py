@@ -21,6 +21,9 @@ from flatten_jax.hosts.drop_in import AttentionLayer, FocusedLinearAttention
 from flatten_jax.hosts.grids import Windows, relative_position_index
 from flatten_jax.models import Backbone, dummy_images
 from flatten_jax.models.registry import MODELS
+from flatten_jax.models.stack import of_all, one_of_each
+from flatten_jax.ops.derivative import forward_mode
+from flatten_jax.ops.platform import plain_forms
 from flatten_jax.segmentation.model import Segmenter
 
 Path = tuple[str, ...]
@@ -135,7 +138,10 @@ def layout(model: nn.Module, example: Any = None, **call: Any) -> list[Row]:
         before = _paths(module.variables)
         return lambda: here.own.update(_paths(module.variables) - before)
 
-    variables = visit_calls(model, visit, example, **call)
+    with one_of_each() as twins:
+        variables = of_all(visit_calls(model, visit, example, **call), twins)
+    for block, like in twins.items():
+        seen |= {(*block, *place[len(like) :]): of for place, of in seen.items() if place[: len(like)] == like}
     blocks = {block_of(path) for path in seen}
     rows = [
         _row(collection, path, tuple(leaf.shape), seen)._replace(
@@ -299,7 +305,7 @@ def visit_calls(model: nn.Module, visit: Callable[..., Any], example: Any = None
             after()
         return result
 
-    with nn.intercept_methods(intercept):
+    with nn.intercept_methods(intercept), plain_forms(), forward_mode():
         return jax.eval_shape(lambda: _init(model, example, **call))
 
 
