@@ -5,14 +5,14 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from flatten_jax.training.checkpoint import Checkpoints
 
-from .forked import CACHE, ROOT, Main
-
+ROOT = Path(__file__).parents[1]
 TINY = (
     "--config=configs/flatten_deit_t.py:smoke",
     "--config.model.patch_size=16",
@@ -20,15 +20,17 @@ TINY = (
     "--config.model.depth=1",
     "--config.model.num_heads=2",
 )
+# Every process compiles the same few programs.
+CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,  # of conftest.py
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
 
 
 def start(*arguments, **environment):
-    """main.py under way. Forked on Linux, but where Python itself is told something, which it reads when it starts."""
-    arguments = list(map(str, arguments))
-    if sys.platform == "linux" and "PYTHONPATH" not in environment:
-        return Main(arguments, environment)
+    command = [sys.executable, "-u", "main.py", *map(str, arguments)]
     return subprocess.Popen(
-        [sys.executable, "-u", "main.py", *arguments],
+        command,
         cwd=ROOT,
         env=os.environ | CACHE | environment,
         stdout=subprocess.PIPE,

@@ -169,13 +169,29 @@ MISTAKES = [
     (["--config.init_from=FINISHED", "--config.model.num_classes=5"], "init_new_head=True) makes a new head"),
     (["--config.optimizer.weight_decay=0.1", "--workdir=FINISHED"], "optimizer.weight_decay: 0.05 there, 0.1 now"),
 ]
+# main.py with each of several lists of arguments, in a process of its own that does not import everything again.
+EACH = """
+import json, os, runpy, sys
+from flatten_jax.training import agreement, loop, profile, setup
+for i, arguments in enumerate(json.loads(sys.argv[1])):
+    if not os.fork():
+        for stream in (1, 2):
+            os.dup2(os.open(f"{sys.argv[2]}/{i}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        sys.argv[:] = ["main.py", *arguments]
+        runpy.run_path("main.py", run_name="__main__")
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
 
 
 @pytest.mark.slow
 def test_mistakes_end_with_one_clear_line(finished, tmp_path):
+    given = [[a.replace("FINISHED", str(finished[0])) for a in arguments] for arguments, _ in MISTAKES]
+    commands = [[*TINY, f"--workdir={tmp_path}/run{i}", *arguments] for i, arguments in enumerate(given)]
+    code = [sys.executable, "-c", EACH, json.dumps(commands), str(tmp_path)]
+    done = subprocess.run(code, cwd=ROOT, env=os.environ | CACHE, capture_output=True, text=True)
+    assert done.stdout.split() == ["1"] * len(MISTAKES), done.stderr
     for i, (arguments, message) in enumerate(MISTAKES):
-        given = [argument.replace("FINISHED", str(finished[0])) for argument in arguments]
-        status, output = run(*TINY, f"--workdir={tmp_path}/run{i}", *given)
-        assert status == 1, (given, output)
+        output = (tmp_path / str(i)).read_text()
         assert message in output, arguments
         assert "Traceback" not in output, arguments
