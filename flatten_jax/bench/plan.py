@@ -2,12 +2,17 @@
 
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import jax
 import ml_collections
 
-from flatten_jax.bench import gpus
+from flatten_jax.bench import bundles, gpus
+from flatten_jax.bench.hlo import Program
+from flatten_jax.bench.roof import CHIPS, Part, roof
 from flatten_jax.training.setup import model_of, training_of
 from flatten_jax.training.sharding import check_divisible, make_mesh
 from flatten_jax.training.step import abstract_state, make_train_step
@@ -34,6 +39,7 @@ class Plan:
         cycles: the TPU compiler's own estimate, summed over instructions, loops counted once; None elsewhere.
         compile_seconds: on this machine.
         refused: the compiler's words where the step does not fit.
+        roof: source operation -> the least time it can take, see `roof.roof`; empty where it was not asked for.
     """
 
     topology: str
@@ -47,6 +53,7 @@ class Plan:
     cycles: int | None = None
     compile_seconds: float = 0.0
     refused: str = ""
+    roof: Mapping[str, Part] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -82,20 +89,28 @@ def topology_devices(topology: str) -> list[jax.Device]:
         ) from error
 
 
-def plan(config: ml_collections.ConfigDict, topology: str, quick: bool = False) -> Plan:
+def plan(
+    config: ml_collections.ConfigDict, topology: str, quick: bool = False, dump: TemporaryDirectory | None = None
+) -> Plan:
     """Compile the training step of a config for a topology, from shapes alone.
 
     Args:
         quick: with the least effort at making it fast, which takes a tenth of the time. What is said of the memory is
             about the same (seen: 0.80 GiB for 0.75), traffic and cycles are not and are left out.
+        dump: what `bundles.dump_to` gave, for the roof.
+
+    Raises:
+        ValueError: see `topology_devices`; or a roof is asked for of a chip that has no speed here, or of a quick plan.
     """
+    kind = topology.partition(":")[0]
+    if dump and (quick or kind not in CHIPS):
+        raise ValueError(f"{topology=}, {quick=}: there is a roof of whole plans for {', '.join(CHIPS)} only")
     devices = topology_devices(topology)
     mesh = make_mesh(devices, fsdp=config.mesh.fsdp)
     batch_size = config.train.batch_size
     check_divisible(mesh, **{"train.batch_size": batch_size})
     training = training_of(config, model_of(config), mesh, _IMAGENET_STEPS)
     state, batch = abstract_state(training), training.task.abstract_batch(batch_size, mesh)
-    kind = topology.partition(":")[0]
     if kind in gpus.GPUS:
         capacity, options = gpus.GPUS[kind].memory, gpus.COMPILER_OPTIONS
     else:
@@ -129,6 +144,9 @@ def plan(config: ml_collections.ConfigDict, topology: str, quick: bool = False) 
         collectives=tuple((kind, kinds.count(kind)) for kind in sorted(set(kinds))),
         cycles=sum(cycles) if cycles and not quick else None,
         compile_seconds=time.monotonic() - began,
+        roof=roof(Program(text), bundles.collect(Path(dump.name)) if CHIPS[kind].clock else {}, CHIPS[kind])
+        if dump
+        else {},
     )
 
 

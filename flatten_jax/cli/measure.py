@@ -19,6 +19,7 @@ def add_plan(commands: Any) -> None:
     topologies = "v5e:4x8, v4:2x2x2, ... (jax[tpu]), h100:8, a100:8, ... (jax[cuda13]), or cpu:8"
     command.add_argument("--topology", nargs="+", required=True, help=topologies)
     command.add_argument("--quick", action="store_true", help="memory only; on TPUs in a tenth of the time")
+    command.add_argument("--roof", action="store_true", help="also the least time of each kind of operation, in tables")
     command.set_defaults(run=plan, takes_overrides=True, takes_buckets=("config",))
 
 
@@ -32,12 +33,13 @@ def plan(args: argparse.Namespace) -> None:
     jax.config.update("jax_platforms", "cpu")
     virtual = [int(t[4:]) for t in args.topology if t.startswith("cpu:") and t[4:].isdecimal()]
     jax.config.update("jax_num_cpu_devices", max(virtual, default=1))
-    from flatten_jax.bench import plan
+    from flatten_jax.bench import bundles, plan, roof
     from flatten_jax.cli.config_file import read_config
     from flatten_jax.distill.teacher import needs_teacher
     from flatten_jax.training import settings
 
-    taught = []
+    dump = bundles.dump_to() if args.roof else None
+    taught, roofs = [], {}
     print(plan.HEADER)
     for path in args.config:
         for topology in args.topology:
@@ -49,7 +51,9 @@ def plan(args: argparse.Namespace) -> None:
                 config.distill.update(kind="none", weight=0.0, new_factor=1.0)
                 taught.append(path)
             try:
-                print(plan.row(config, plan.plan(config, topology, args.quick)), flush=True)
+                result = plan.plan(config, topology, args.quick, dump)
+                print(plan.row(config, result), flush=True)
+                roofs[f"{plan.called(config)}, {topology}"] = result.roof
             except ValueError as error:
                 if len(args.config) * len(args.topology) == 1:
                     raise
@@ -57,6 +61,9 @@ def plan(args: argparse.Namespace) -> None:
     print(
         "\nPer chip and step. TFLOP counts 2 for a multiply-add; cycles are the compiler's own estimate, not a timing."
     )
+    for name, parts in roofs.items():
+        if parts:
+            print("\n".join(["", f"{name}, per chip and step:", "", roof.HEADER, *roof.rows(parts)]))
     for path in dict.fromkeys(taught):
         print(f"{path}: without its teacher, whose weights and forward pass come on top.")
 

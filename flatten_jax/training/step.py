@@ -146,16 +146,18 @@ def make_train_step(
     def step(old: TrainState, batch: Batch, *constants: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(training.seed), old.step)
         erase_key, mix_key, model_key = jax.random.split(key, 3)
-        inputs = task.inputs(batch, erase_key, mix_key)
+        with jax.named_scope("inputs"):
+            inputs = task.inputs(batch, erase_key, mix_key)
         compute = loss_and_grad if accumulation == 1 else accumulated
         constants += task.from_state(old.averaged, old.step)
         (loss, grads), state = compute(old.params, old.state, inputs, model_key, *constants)
-        updates, opt_state = optimizer.update(grads, old.opt_state, old.params)
-        params = optax.apply_updates(old.params, updates)
-        ema, ema_state = old.ema, old.ema_state
-        if ema is not None:
-            latest = params, {name: state[name] for name in ema_state}
-            ema, ema_state = optax.incremental_update(latest, (ema, ema_state), 1 - training.ema_decay)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, old.opt_state, old.params)
+            params = optax.apply_updates(old.params, updates)
+            ema, ema_state = old.ema, old.ema_state
+            if ema is not None:
+                latest = params, {name: state[name] for name in ema_state}
+                ema, ema_state = optax.incremental_update(latest, (ema, ema_state), 1 - training.ema_decay)
         metrics = {
             "loss": loss,
             "learning_rate": training.schedule(old.step),
