@@ -5,6 +5,7 @@ import difflib
 import fnmatch
 import functools
 import os
+import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flatten_jax import runtime
 from flatten_jax.attention import ATTENTIONS, attention_options
@@ -97,12 +99,14 @@ def create_model(name: str, **options: Any) -> Backbone:
             raise ValueError(f"{name} has no option {option!r}{_nearest(option, fields | set(of_attentions))}")
     options = {k: _static(v) for k, v in options.items()}
     settings = {**entry.settings, **{k: v for k, v in options.items() if k in fields}}
-    if isinstance(settings.get("image_size"), int):
-        settings["image_size"] = (settings["image_size"],) * 2
+    if "image_size" in settings:
+        settings["image_size"] = _size(settings["image_size"])
     if settings.get("dtype") is not None:
         settings["dtype"] = jnp.dtype(settings["dtype"])
     published = settings.pop("attn_options", {})
     model = entry.family(**settings)
+    if "attn_type" in options and options["attn_type"] != model_options(name)["attn_type"]:
+        _refuse_unreached(model)
     applicable = {option for attention in _used(model) for option in attention_options(attention)}
     chosen = {k: v for k, v in options.items() if k in of_attentions and k not in fields}
     model = model.clone(
@@ -235,6 +239,24 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; choose from {', '.join(known)}"
+
+
+def _size(value: Any) -> tuple[int, int]:
+    """(height, width) in pixels, of a number or of both."""
+    sides = value if isinstance(value, tuple) else (value, value)
+    if len(sides) != 2 or any(not isinstance(side, int | np.integer) or side < 1 for side in sides):
+        raise ValueError(f"image_size={value!r} must be a whole number of pixels, 224, or (height, width)")
+    return int(sides[0]), int(sides[1])
+
+
+def _refuse_unreached(model: Backbone) -> None:
+    """ValueError where a pattern names an attention that is in no block, as published ones may in shallow models."""
+    written = {name.partition("*")[0].strip() for name in re.split("[,/+]", model.attn_type)}
+    if not model.attn_type[:1].isupper() and (unreached := sorted(written.difference(_used(model)))):
+        depths = [len(stage) for stage in model.attentions()]
+        raise ValueError(
+            f"attn_type={model.attn_type!r} leaves no block for {', '.join(unreached)}: the stages have {depths} blocks"
+        )
 
 
 def _static(value: Any) -> Any:

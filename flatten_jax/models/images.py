@@ -16,14 +16,28 @@ def normalize(
     """Pixels as they are stored, made what a model takes.
 
     Args:
-        images: (..., 3) from 0 to 255, uint8 say.
+        images: (..., 3) from 0 to 255, uint8 say, or floating-point likewise.
         mean: of values from 0 to 1, for each channel; ImageNet's unless told.
         std: likewise.
 
     Returns:
         float32 of mean 0 and standard deviation 1 per channel.
+
+    Raises:
+        ValueError: the last axis is not 3; or fractions, none above 1, where values are known (not within `jax.jit`).
     """
+    if jnp.shape(images)[-1:] != (3,):
+        raise ValueError(
+            f"images of {jnp.shape(images)} were given: normalize takes (..., height, width, 3), in RGB; of PyTorch's "
+            "layout x.transpose(0, 2, 3, 1)"
+        )
     images = jnp.asarray(images)
+    if jnp.issubdtype(images.dtype, jnp.floating) and not isinstance(images, jax.core.Tracer):
+        highest = float(images.max(initial=0))
+        if highest <= 1 and float(jnp.abs(images - images.round()).max(initial=0)) > 0:
+            raise ValueError(
+                f"images from 0 to {highest:.3g} were given: normalize takes pixels from 0 to 255, so 255 * images"
+            )
     return (images.astype(jnp.float32) / 255 - jnp.array(mean)) / jnp.array(std)
 
 

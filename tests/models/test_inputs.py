@@ -35,6 +35,20 @@ def test_normalize_makes_of_pixels_what_a_model_takes():
     np.testing.assert_allclose(white[0, 0, 0], [2.2489, 2.4286, 2.64], atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (np.zeros((2, 3, 8, 8), np.uint8), r"\(2, 3, 8, 8\) were given: .*transpose\(0, 2, 3, 1\)"),
+        (np.full((2, 8, 8, 3), 0.5), r"from 0 to 0\.5 were given: .* so 255 \* images"),
+    ],
+)
+def test_normalize_refuses_what_it_would_spoil(images, said):
+    with pytest.raises(ValueError, match=said):
+        flatten_jax.normalize(images)
+    flatten_jax.normalize(np.full((1, 2, 2, 3), 0.5) * 255)
+    jax.eval_shape(flatten_jax.normalize, jax.ShapeDtypeStruct((1, 2, 2, 3), np.float32))
+
+
 def test_the_functions_of_the_readme_are_public():
     for name in ("focused_map", "linear_attention", "depthwise_conv", "normalize", "init"):
         assert name in flatten_jax.__all__ and callable(getattr(flatten_jax, name))
