@@ -4,7 +4,7 @@
 # The same command again goes on from the newest checkpoint. To stop: pkill -TERM -f main.py (it saves first).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if pgrep -f 'main.py --config' >/dev/null; then
+if pgrep -f 'python -u main\.py' >/dev/null; then
     echo "$(hostname): main.py runs already; pkill -TERM -f main.py ends it with a checkpoint" >&2
     exit 1
 fi

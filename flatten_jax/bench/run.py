@@ -9,6 +9,7 @@ import jax
 
 from flatten_jax.attention import attention_class, list_attentions
 from flatten_jax.bench import attention, figures, input_pipeline, models, report, timing
+from flatten_jax.counted import counted
 from flatten_jax.models import model_options
 from flatten_jax.models.stack import REMAT_POLICIES
 from flatten_jax.segmentation.create import split
@@ -163,7 +164,7 @@ def write(results: Sequence[report.Result], folder: Path, overwrite: bool = Fals
         if result.title == KINDS["attention"][0]:
             first, made_on = result.rows[0], result.made_on
             title = f"{result.title}, batch {first['batch']}, {first['dtype']}; {made_on['device']}"
-            title += f" ({made_on['cores']} cores of {made_on['processor']}), JAX {made_on['jax']}"
+            title += f" ({counted(made_on['cores'], 'core')} of {made_on['processor']}), JAX {made_on['jax']}"
             figures.attention_curves(result.rows, title).savefig(picture, dpi=120)
             return [data, picture]
     return [data]

@@ -112,6 +112,7 @@ def compare_run(args: argparse.Namespace) -> None:
     from flatten_jax import runtime
     from flatten_jax.cli.config_file import read_config
     from flatten_jax.compare import presets, runner
+    from flatten_jax.counted import counted
     from flatten_jax.training import agreement, loop
 
     if args.seeds < 1:
@@ -135,7 +136,7 @@ def compare_run(args: argparse.Namespace) -> None:
         agreement.leave(signal.status)
     except KeyboardInterrupt:
         sys.exit(130)
-    done = f"{left} runs are left to others" if left else "all runs are done"
+    done = f"{counted(left, 'run')} left to others" if left else "all runs are done"
     print(f"{done}. Next: flatten-jax compare page {args.out} --output comparison.md")
 
 

@@ -33,6 +33,7 @@ def add_check_data(commands: Any) -> None:
 
 def check_data(args: argparse.Namespace) -> None:
     from flatten_jax.cli.config_file import read_config
+    from flatten_jax.counted import counted
     from flatten_jax.data import check, sources
     from flatten_jax.segmentation.sources import MaskSource
 
@@ -60,12 +61,16 @@ def check_data(args: argparse.Namespace) -> None:
         failed += len(faults)
         for fault in faults:
             print(fault, flush=True)
-        print(f"{split}: {len(source):,} pictures of {len(source.class_names)} classes, {len(faults)} unreadable")
+        pictures, classes = counted(len(source), "picture"), counted(len(source.class_names), "class")
+        print(f"{split}: {pictures} of {classes}, {len(faults)} unreadable")
+        if source.note:
+            print(f"note: {source.note}")
     if failed:
-        raise ValueError(f"{failed} pictures cannot be decoded; see above")
+        raise ValueError(f"{counted(failed, 'picture')} cannot be decoded; see above")
 
 
 def _check_masks(found: dict[str, Any]) -> None:
+    from flatten_jax.counted import counted
     from flatten_jax.segmentation.check import check_masks
 
     failed = 0
@@ -76,4 +81,4 @@ def _check_masks(found: dict[str, Any]) -> None:
             print(fault, flush=True)
         print(f"{split}: {seen.said()}; {len(seen.faults)} unusable")
     if failed:
-        raise ValueError(f"{failed} pictures with masks cannot be used; see above")
+        raise ValueError(f"{counted(failed, 'picture')} with masks cannot be used; see above")

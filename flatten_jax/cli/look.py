@@ -39,7 +39,10 @@ def list_models(args: argparse.Namespace) -> None:
     width = max((len(name) for names in families.values() for name in names), default=0)
     if not width:
         where = f" of the family {args.family}" if args.family else ""
-        raise ValueError(f"no model{where} matches {args.pattern!r}; `flatten-jax models` lists all")
+        known = [name for family, module in FAMILIES.items() if args.family in (None, family) for name in module.MODELS]
+        close = difflib.get_close_matches(args.pattern, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "`flatten-jax models` lists all"
+        raise ValueError(f"no model{where} matches {args.pattern!r}; {hint}")
 
     counted = args.pattern is not None or args.family is not None
     columns = f" {'parameters':>12} {'G':>7}" if counted else ""

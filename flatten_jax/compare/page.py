@@ -13,6 +13,7 @@ from flatten_jax.compare import costs, pictures, results
 from flatten_jax.compare.presets import PRESETS
 from flatten_jax.compare.published import HOST, PUBLISHED
 from flatten_jax.compare.statistics import Kendall, Summary
+from flatten_jax.counted import counted
 
 INTRODUCTION = """# Comparison
 
@@ -106,7 +107,7 @@ def _images(timed: Sequence[dict[str, Any]]) -> str:
 def _machine(group: dict[str, Any]) -> str:
     made_on = group["made_on"]
     device = "" if made_on["device"] == "cpu" else f"{made_on['device']}, "
-    return f"{device}{made_on['cores']} cores of {made_on['processor']}, JAX {made_on['jax']}"
+    return f"{device}{counted(made_on['cores'], 'core')} of {made_on['processor']}, JAX {made_on['jax']}"
 
 
 def _costs(timed: list[dict[str, Any]], picture: str | None) -> Iterator[str]:
@@ -173,7 +174,8 @@ def _cost_table(groups: list[dict[str, Any]], block: costs.Block, direction: str
 
 
 def _learned(preset: results.Preset, picture: str) -> Iterator[str]:
-    machines = [f"{count} runs on {machine} at commit {commit}" for (machine, commit), count in preset.made.items()]
+    made = preset.made.items()
+    machines = [f"{counted(count, 'run')} on {machine} at commit {commit}" for (machine, commit), count in made]
     changed = (
         f" Other than the preset: {_and([f'`{setting}`' for setting in preset.changed])}." if preset.changed else ""
     )
@@ -230,7 +232,7 @@ def _not_run(timed: list, elsewhere: list, presets: list[results.Preset]) -> Ite
         if fewer := [row.label for row in preset.rows if len(row.top1) + len(row.failed) < seeds]:
             said.append(f"`{preset.name}` with fewer than {seeds} seeds of {', '.join(fewer)}")
         if preset.under_way:
-            said.append(f"{len(preset.under_way)} runs of `{preset.name}` are not finished")
+            said.append(f"{counted(len(preset.under_way), 'run')} of `{preset.name}` not finished")
     names = {preset.name for preset in presets}
     said += [f"preset `{name}` ({preset.about})" for name, preset in PRESETS.items() if name not in names]
     if not timed:

@@ -11,6 +11,7 @@ from typing import Any
 
 from flatten_jax.compare.published import SAME_HOST
 from flatten_jax.compare.statistics import Kendall, Summary, kendall, paired, summary
+from flatten_jax.counted import counted
 
 REFERENCE = "softmax"
 FEWEST = 4  # attentions of which an order can say anything: of three, p is never below .33
@@ -152,5 +153,6 @@ def _row(kind: tuple[str, str], results: Sequence[dict[str, Any]], rate: float |
 
 def _machine(made_on: dict[str, Any]) -> str:
     """Without the date, which is another each day."""
-    device = made_on["device"] if made_on["device"] != "cpu" else f"{made_on['cores']} cores of {made_on['processor']}"
+    cores = f"{counted(made_on['cores'], 'core')} of {made_on['processor']}"
+    device = made_on["device"] if made_on["device"] != "cpu" else cores
     return f"{device}, JAX {made_on['jax']}, flax {made_on['flax']}, Python {made_on['python']}"

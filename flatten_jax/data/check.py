@@ -40,11 +40,12 @@ def check_pictures(source: Source, progress: str = "") -> list[str]:
     return list(in_threads(fault, indices, cores()))
 
 
-def glance(source: Source, process_index: int = 0, process_count: int = 1) -> None:
+def glance(source: Source, process_index: int = 0, process_count: int = 1, way_out: str = "") -> None:
     """Look at the first and last bytes of a folder's pictures, and decode those that look wrong.
 
     Args:
         process_index, process_count: each process looks at its share of them.
+        way_out: what the error says besides, of what else can be done.
 
     Raises:
         ValueError: some cannot be decoded; names them.
@@ -68,7 +69,7 @@ def glance(source: Source, process_index: int = 0, process_count: int = 1) -> No
         listed = "".join(f"\n  {fault}" for fault in faults[:LISTED])
         raise ValueError(
             f"{len(faults)} of {len(indices):,} pictures cannot be read:{listed}{more}\n"
-            "`flatten-jax check-data` lists all"
+            f"`flatten-jax check-data` lists all{way_out}"
         )
 
 

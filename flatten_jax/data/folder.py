@@ -1,7 +1,6 @@
 """Pictures in folders of classes, found, counted, and held out for evaluation where there is nothing else."""
 
 import collections
-import logging
 import os
 import zlib
 from pathlib import Path
@@ -9,13 +8,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from flatten_jax.counted import counted
 from flatten_jax.data.source import Example, Source
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 EVALUATION_FOLDERS = ("val", "valid", "validation", "test")
 SLOW_SECONDS = 2  # after which the scan of a folder shows a bar, on a terminal
-
-log = logging.getLogger(__name__)
 
 
 class FolderSource(Source):
@@ -23,8 +21,8 @@ class FolderSource(Source):
 
     Examples are ordered by class, then by file name, so that they are the same on every machine. A folder of class
     folders alone is all "train". Where there is nothing to evaluate on, a tenth of every class is held out. Classes and
-    pictures may be symbolic links. Hidden files, such as macOS's `._x.jpg`, and files of other kinds are left out: the
-    log says how many. `note` says what was done about a missing evaluation folder.
+    pictures may be symbolic links. Hidden files, such as macOS's `._x.jpg`, and files of other kinds are left out.
+    `note` says how many, or what was done about a missing evaluation folder: what is held out is counted with "train".
     """
 
     def __init__(self, folder: str | os.PathLike, split: str, hold_out: bool = True):
@@ -72,9 +70,9 @@ class FolderSource(Source):
             if not files:
                 raise ValueError(f"{root} has one picture of each class, and none to evaluate on; {layout}")
             self.note = f"{root} has no val/ or test/: {len(files):,} of {count:,} pictures are held out of training"
-        if left_out:
-            said = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left_out.items()))
-            log.warning("%s: left out as no pictures: %s", self._folder, said)
+        elif left_out:
+            said = ", ".join(_said(kind, count) for kind, count in sorted(left_out.items()))
+            self.note = f"{self._folder}: left out as no pictures: {said}"
         # Two arrays and not a million Python strings: a copy of the source goes to every worker process.
         self._files = np.array([os.fsencode(file) for file in files])
         self._labels = np.array(labels, np.int32)
@@ -103,10 +101,16 @@ def _left_out(entry: os.DirEntry) -> str:
     if entry.name.startswith("."):
         return "hidden"
     if entry.is_symlink() and not os.path.exists(entry.path):
-        return "links to nothing"
+        return "link to nothing"
     if entry.is_dir():
-        return "folders"
+        return "folder"
     return "" if ending in EXTENSIONS else f"*{ending}" if ending else "without an ending"
+
+
+def _said(kind: str, count: int) -> str:
+    """ "2 links to nothing", "2 hidden"."""
+    noun, _, rest = kind.partition(" ")
+    return f"{counted(count, noun)} {rest}".rstrip() if noun in ("folder", "link") else f"{count:,} {kind}"
 
 
 def _evaluation_folder(root: Path, split: str) -> Path | None:

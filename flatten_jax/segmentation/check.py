@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from flatten_jax.counted import counted
 from flatten_jax.data.augment import CorruptImageError, decode
 from flatten_jax.data.check import LISTED, in_threads
 from flatten_jax.runtime import cores
@@ -32,7 +33,7 @@ class Found(NamedTuple):
         """Ids, ignored share and absent classes, in a line."""
         ids, classes = np.flatnonzero(self.pixels), self.table[self.table < 254]
         if not ids.size:
-            return f"{self.masks:,} masks without a pixel"
+            return f"{counted(self.masks, 'mask')} without a pixel"
         per_class = np.bincount(self.table, weights=self.pixels, minlength=256)
         absent = [str(number) for number in range(len(classes)) if not per_class[number]]
         seen = (
@@ -40,7 +41,7 @@ class Found(NamedTuple):
         )
         without = f", not {', '.join(absent[:10])}{', ...' * (len(absent) > 10)}" if absent else ""
         return (
-            f"{self.masks:,} masks have the ids {_ranges(ids)}: {seen}{without}; "
+            f"{counted(self.masks, 'mask')} with the ids {_ranges(ids)}: {seen}{without}; "
             f"{per_class[IGNORED] / self.pixels.sum():.1%} of the pixels are of none"
         )
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flatten_jax.counted import counted
 from flatten_jax.data import bucket
 from flatten_jax.data.folder import EXTENSIONS
 from flatten_jax.data.source import Example, Source
@@ -125,10 +126,14 @@ def _stems(folder: str, endings: Sequence[str]) -> dict[str, str]:
 
 def _check_partners(images: str, annotations: str, pictures: dict[str, str], masks: dict[str, str]) -> None:
     alone = {
-        f"pictures without a mask in {annotations}": sorted(pictures.keys() - masks.keys()),
-        f"masks without a picture in {images}": sorted(masks.keys() - pictures.keys()),
+        ("picture", f"without a mask in {annotations}"): sorted(pictures.keys() - masks.keys()),
+        ("mask", f"without a picture in {images}"): sorted(masks.keys() - pictures.keys()),
     }
-    said = [f"{len(stems)} {what}, such as {', '.join(stems[:LISTED])}" for what, stems in alone.items() if stems]
+    said = [
+        f"{counted(len(stems), noun)} {lack}, such as {', '.join(stems[:LISTED])}"
+        for (noun, lack), stems in alone.items()
+        if stems
+    ]
     if said:
         raise FileNotFoundError(
             f"{'; '.join(said)}: add the missing files, x.png to x.jpg, or take their partners away"

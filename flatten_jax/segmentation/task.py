@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from flatten_jax.counted import counted
 from flatten_jax.segmentation.masks import IGNORED
 from flatten_jax.segmentation.metrics import in_limbs, of_limbs, scores
 from flatten_jax.segmentation.model import resize_logits
@@ -105,7 +106,7 @@ class Segment(Classify):
     def words(self, result: dict[str, float]) -> str:
         text = (
             f"mIoU {result['eval/miou']:.2f} %, aAcc {result['eval/aacc']:.2f} %, mAcc {result['eval/macc']:.2f} % "
-            f"on {result['eval/count']} images"
+            f"on {counted(result['eval/count'], 'image')}"
         )
         raw = result.get("eval_raw/miou")
         return text if raw is None else f"{text} (without averaging: mIoU {raw:.2f} %)"

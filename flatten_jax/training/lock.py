@@ -5,8 +5,10 @@ import errno
 import fcntl
 import getpass
 import os
+import shlex
 import socket
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,4 +65,7 @@ def who() -> str:
     except (OSError, KeyError, ImportError):  # a container's user without a name
         user = str(os.getuid())
     started = time.strftime("%Y-%m-%d %H:%M:%S")
-    return f"process {os.getpid()} of {user} on {socket.gethostname()}, since {started} ({' '.join(sys.argv)[:200]})"
+    command = textwrap.shorten(  # as it was typed: sys.argv has the path of the config that was found for it
+        shlex.join(sys.orig_argv), 200, placeholder=" ...", break_long_words=False, break_on_hyphens=False
+    )
+    return f"process {os.getpid()} of {user} on {socket.gethostname()}, since {started} ({command})"

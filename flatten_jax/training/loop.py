@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from flatten_jax import paths
+from flatten_jax.counted import counted
 from flatten_jax.training import agreement, bucket_lock, lock, profile, tracker
 from flatten_jax.training.checkpoint import Checkpoints, load_weights
 from flatten_jax.training.evaluate import evaluate, make_eval_step
@@ -58,15 +59,18 @@ def _train(run: Run, folder: Any, wait_seconds: float, profiled: profile.Steps |
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep, metric=f"eval/{run.task.best}")
     facts = {"steps": total, "evaluation batches": run.num_eval_batches, "checkpoints seen": checkpoints.steps()}
     agreement.check_same_everywhere(config, facts, wait_seconds)
+    begun = (folder / "config.json").exists()
     agreement.claim(folder, config, run.train_source.class_names)
     newest = checkpoints.newest()
+    if begun and newest is None:
+        _say(f"{folder} holds no checkpoint, as nothing was saved yet: it starts from the beginning")
     start = newest or 0
     profile.check(profiled, start, total)
     every = {kind: run.in_steps(config[kind].every_epochs) for kind in ("eval", "checkpoint")}
     # Of a step that was saved because of a signal, the evaluation may be missing.
     owed = start > 0 and _is_due(start, every["eval"], total) and checkpoints.evaluation(start) is None
     if start >= total and not owed:
-        _say(f"{folder} holds a finished run of {start} steps.\n{_results(run, checkpoints, folder)}")
+        _say(f"{folder} holds a finished run of {counted(start, 'step')}.\n{_results(run, checkpoints, folder)}")
         return
 
     with contextlib.ExitStack() as stack:
@@ -124,7 +128,7 @@ def _train(run: Run, folder: Any, wait_seconds: float, profiled: profile.Steps |
                 )
             raise
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
-    _say(f"finished {total} steps ({total - start} of them now, in {minutes} min {seconds} s).")
+    _say(f"finished {counted(total, 'step')} ({total - start} of them now, in {minutes} min {seconds} s).")
     _draw_curves(folder)
     _say(_results(run, checkpoints, folder))
 
@@ -164,7 +168,8 @@ def evaluate_checkpoint(run: Run, path: str) -> dict[str, float]:
     """Evaluate weights, given as `load_weights` takes them, and print the result; of a run, its moving average."""
     variables, said = load_weights(path, run.model)
     result = evaluate_weights(run, variables)
-    _say("\n".join(filter(None, [said, f"{path}: {run.task.words(result)}", run.task.details(result)])))
+    note = run.eval_source.note and f"note: {run.eval_source.note}"
+    _say("\n".join(filter(None, [note, said, f"{path}: {run.task.words(result)}", run.task.details(result)])))
     return result
 
 
@@ -200,8 +205,8 @@ def check(run: Run) -> None:
     peak = f"; at most {memory['peak_bytes_in_use'] / 2**20:,.0f} MiB a device" if "peak_bytes_in_use" in memory else ""
     _say(
         f"a batch is read in {reading[0]:.2f} s, a step takes {step:.3f} s ({run.config.train.batch_size / step:.0f} "
-        f"images/s, of {len(computing)} steps the last), an evaluation {evaluation:.1f} s{peak}\n"
-        f"the run of {run.total_steps:,} steps and {evaluations} evaluations will take about "
+        f"images/s, of {counted(len(computing), 'step')} the last), an evaluation {evaluation:.1f} s{peak}\n"
+        f"the run of {counted(run.total_steps, 'step')} and {counted(evaluations, 'evaluation')} will take about "
         f"{_duration(run.total_steps * step + evaluations * evaluation)}; nothing was written"
     )
 
@@ -292,16 +297,17 @@ def _say(text: str) -> None:
 def _describe(run: Run, state: TrainState, origin: str) -> None:
     config = run.config
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    tests, classes = counted(len(run.eval_source), "test image"), counted(run.model.num_classes, "class")
+    share = counted(config.train.batch_size // run.mesh.size, "image")
     height, width = run.model.image_size
     takes = f"{height * width:,} tokens" if takes_tokens(run.model) else f"{height} x {width} px"
     _say(
         f"{config.model.name}: {parameters:,} parameters, {takes}, "
-        f"{config.model.dtype}; {len(run.train_source):,} training and {len(run.eval_source):,} test images of "
-        f"{run.model.num_classes:,} classes\n"
-        f"{run.total_steps:,} steps of {config.train.batch_size} images, {run.steps_per_epoch:,} an epoch\n"
+        f"{config.model.dtype}; {len(run.train_source):,} training and {tests} of {classes}\n"
+        f"{counted(run.total_steps, 'step')} of {counted(config.train.batch_size, 'image')}, "
+        f"{run.steps_per_epoch:,} an epoch\n"
         f"{describe_mesh(run.mesh)}, {run.mesh.devices.flat[0].device_kind}: "
-        f"{config.train.batch_size // run.mesh.size} images and {bytes_per_device(state) / 2**20:,.1f} MiB of state "
-        f"each\n"
+        f"{share} and {bytes_per_device(state) / 2**20:,.1f} MiB of state each\n"
         f"{origin}; the first step compiles, which takes a while"
     )
     for note in run.notes():

@@ -30,7 +30,9 @@ SETTINGS: dict[str, Setting] = {
     "model.name": Setting(str, "", "one of `flatten-jax models`"),
     "model.num_classes": Setting(int, "[0, inf)", "what the data have; 0: take it from them"),
     "model.drop_path": Setting(float, "[0, 1)", "stochastic-depth rate of the last block, growing from 0"),
-    "model.dtype": Setting(str, " | ".join(DTYPES), "of the computation; parameters are float32"),
+    "model.dtype": Setting(
+        str, " | ".join(DTYPES), "of the computation, or short f32, bf16, f16; parameters are float32"
+    ),
     "data.name": Setting(
         str, "", "folder, digits, synthetic, lra_image, pathfinder, listops, imagenet2012 or another name of TFDS"
     ),
@@ -240,7 +242,12 @@ def _conflicts(config: ml_collections.ConfigDict) -> Iterator[str]:
     if config.model.get("features_only"):
         yield "model.features_only=True gives maps, and what is trained are classes: leave it out"
     if data.folder and data.name not in ("folder", *lra.SOURCES):
-        yield f"data.folder={data.folder!r} has no effect on data.name={data.name!r}: add --config.data.name=folder"
+        meant = nearest(data.name, ("folder", *lra.SOURCES))
+        yield (
+            f"data.name={data.name!r} takes no data.folder={data.folder!r}{meant}"
+            if meant
+            else f"data.folder={data.folder!r} has no effect on data.name={data.name!r}: add --config.data.name=folder"
+        )
     if data.name == "folder" and not data.folder:
         masks = config.segmentation.head and config.segmentation.mosaic == "none"
         holds = "images/ and annotations/" if masks else "train/<class>/*.jpg"

@@ -149,7 +149,8 @@ class Run:
     def notes(self) -> list[str]:
         """What a user may not expect: how batches and the sets go together."""
         size, batch = len(self.train_source), self.config.train.batch_size
-        left, said = size - self.steps_per_epoch * batch, [self.eval_source.note, *self.found]
+        left = size - self.steps_per_epoch * batch
+        said = [*dict.fromkeys((self.train_source.note, self.eval_source.note)), *self.found]
         said += notes_of(self.task)
         if left > WORTH_SAYING * size:
             smaller = range(batch, 0, -self.mesh.size)
@@ -219,8 +220,9 @@ def prepare(config: ml_collections.ConfigDict) -> Run:
     if teacher is not None:
         config.distill.fingerprint = teacher.fingerprint
     here, found = (jax.process_index(), jax.process_count()), []
-    for source in (eval_source, *([train_source] if config.data.on_corrupt == "fail" else [])):
-        check.glance(source, *here)
+    check.glance(eval_source, *here)
+    if config.data.on_corrupt == "fail":
+        check.glance(train_source, *here, way_out="; --config.data.on_corrupt=skip replaces them")
     if config.segmentation.head:
         for split, source in (("training", train_source), ("evaluation", eval_source)):
             skip = split == "training" and config.data.on_corrupt == "skip"

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from flatten_jax.counted import counted
 from flatten_jax.models.images import IMAGENET_MEAN, IMAGENET_STD, normalize
 from flatten_jax.training import preprocess
 from flatten_jax.training.sharding import over_data
@@ -127,9 +128,10 @@ class Classify:
 
     def words(self, result: dict[str, float]) -> str:
         """An evaluation {"eval/acc1": ...} for people."""
+        top5 = f", top-5 {result['eval/acc5']:.2f} %" if self.model.num_classes > 5 else ""  # else it is always 100
         text = (
-            f"top-1 {result['eval/acc1']:.2f} %, top-5 {result['eval/acc5']:.2f} %, loss {result['eval/loss']:.4f} "
-            f"on {result['eval/count']} images"
+            f"top-1 {result['eval/acc1']:.2f} %{top5}, loss {result['eval/loss']:.4f} "
+            f"on {counted(result['eval/count'], 'image')}"
         )
         raw = result.get("eval_raw/acc1")
         return text if raw is None else f"{text} (without averaging: top-1 {raw:.2f} %)"

@@ -40,6 +40,7 @@ def test_every_setting_is_shown_with_type_value_range_and_meaning(capsys):
     for line in (
         "train.epochs = 0.5 a number, above 0 and finite: of training; a fraction of one is fine",
         "data.on_corrupt = 'fail' one of fail, skip:",
+        "one of float32, bfloat16, float16: of the computation, or short f32, bf16, f16; parameters are float32",
         "model.depths = - a tuple, by default (2, 2, 6, 2): the architecture",
         "model.kernel_size = - a whole number, by default 5: focused: k of the depthwise convolution, odd; polaformer:",
     ):

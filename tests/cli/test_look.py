@@ -37,6 +37,8 @@ def test_models_prints_the_published_sizes(arguments, capsys):
 def test_unknown_pattern_is_one_line():
     with pytest.raises(SystemExit, match="no model matches 'resnet"):
         main(["models", "resnet*"])
+    with pytest.raises(SystemExit, match="no model matches 'flaten_swin_t'; did you mean 'flatten_swin_t'"):
+        main(["models", "flaten_swin_t"])
     with pytest.raises(SystemExit, match=r"no model of the family pvt matches 'swin_\*'"):
         main(["models", "swin_*", "--family", "pvt"])
     with pytest.raises(SystemExit, match="--family swim is no family of models; did you mean 'swin'"):

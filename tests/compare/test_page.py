@@ -68,7 +68,7 @@ def test_page_says_what_was_run_and_what_was_not(folder, capsys):
     assert "| `linear` | 2 | 69.00 ± 0.00 | -2.00 ± 1.41 | 75.00 at 0.2 |" in text
     assert "Other than the preset: `train.epochs=8.0`." in text
     assert "- `hydra`, seed 1: not finite: step 7 is not finite" in text
-    assert "1 runs of `digits` are not finished" in text and "preset `cifar10-small`" in text and "- costs" in text
+    assert "1 run of `digits` not finished" in text and "preset `cifar10-small`" in text and "- costs" in text
     assert "Kendall's tau-b 1.00, p = 0.083 (exact, 4 attentions)" in text
     said = json.loads((folder / "comparison.json").read_text())["learned"][0]
     assert [row["mean"]["mean"] for row in said["rows"]] == [92.0, 71.0, 69.0, 60.0]

@@ -219,22 +219,21 @@ def test_other_files_are_not_pictures(image_folder):
     assert len(open_source("folder", "train", folder=image_folder)) == 7
 
 
-def test_what_is_left_out_of_a_folder_is_counted_and_said(image_folder, caplog):
+def test_what_is_left_out_of_a_folder_is_counted_and_said_once(image_folder):
     """macOS writes `._x.jpg` beside `x.jpg` on foreign disks."""
     for name in ("._a.JPEG", ".hidden.jpg", "notes.txt", "film.GIF", "noending"):
         (image_folder / "train/ant" / name).write_bytes(b"")
     (image_folder / "train/ant/more.jpg").mkdir()
     (image_folder / "train/bee/gone.jpg").symlink_to("nowhere.jpg")
-    with caplog.at_level("WARNING"):
-        source = open_source("folder", "train", folder=image_folder)
+    source = open_source("folder", "train", folder=image_folder)
     assert len(source) == 7
-    assert caplog.messages == [
-        f"{image_folder}/train: left out as no pictures: 1 *.gif, 1 *.txt, 1 folders, 2 hidden, 1 links to nothing, "
+    assert source.note == (
+        f"{image_folder}/train: left out as no pictures: 1 *.gif, 1 *.txt, 1 folder, 2 hidden, 1 link to nothing, "
         "1 without an ending"
-    ]
-    caplog.clear()
-    open_source("folder", "eval", folder=image_folder)
-    assert caplog.messages == []
+    )
+    assert open_source("folder", "eval", folder=image_folder).note == ""
+    shutil.rmtree(image_folder / "test")
+    assert "left out" not in open_source("folder", "eval", folder=image_folder).note, "training pictures, held out"
 
 
 def test_links_are_followed_and_a_class_that_leads_nowhere_is_refused(image_folder):

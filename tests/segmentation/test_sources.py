@@ -106,7 +106,7 @@ def test_a_fault_of_a_mask_is_a_line_before_training_and_when_it_is_read(ade, fa
 def test_what_training_replaces_is_no_fault_of_it(ade):
     """A file that is cut off, and no mask that is wrong."""
     FAULTS["cut off"][0](mask_path(ade))
-    assert check.glance(opened(ade), skip_corrupt=True).startswith("3 masks have the ids 0-3")
+    assert check.glance(opened(ade), skip_corrupt=True).startswith("3 masks with the ids 0-3")
     FAULTS["16 bits"][0](mask_path(ade))
     with pytest.raises(ValueError, match="is a 16-bit PNG"):
         check.glance(opened(ade), skip_corrupt=True)
@@ -119,7 +119,7 @@ def test_missing_partners_are_named(ade):
         opened(ade)
     said = str(error.value)
     assert "1 pictures without a mask in" in said and "such as ADE_train_00000002" in said
-    assert "1 masks without a picture in" in said and "such as ADE_train_00000003" in said
+    assert "1 mask without a picture in" in said and "such as ADE_train_00000003" in said
     assert "\n" not in said
 
 
@@ -145,17 +145,17 @@ def test_a_folder_of_another_layout_is_refused(ade, damage, changes, said):
 
 
 def test_what_masks_hold_is_said(ade):
-    assert check.glance(opened(ade)) == "3 masks have the ids 0-3: all 3 classes; 25.0% of the pixels are of none"
+    assert check.glance(opened(ade)) == "3 masks with the ids 0-3: all 3 classes; 25.0% of the pixels are of none"
     said = check.glance(opened(ade, num_classes=5))
-    assert said == "3 masks have the ids 0-3: 3 of 5 classes, not 3, 4; 25.0% of the pixels are of none"
+    assert said == "3 masks with the ids 0-3: 3 of 5 classes, not 3, 4; 25.0% of the pixels are of none"
 
 
 def test_the_command_checks_all_of_a_folder(ade, capsys):
     command = ["check-data", "--config", "configs/ade20k_semfpn_flatten_pvt_t.py", f"--config.data.folder={ade}"]
     main([*command, "--config.model.num_classes=3"])
     assert capsys.readouterr().out.splitlines() == [
-        "train: 3 masks have the ids 0-3: all 3 classes; 25.0% of the pixels are of none; 0 unusable",
-        "eval: 1 masks have the ids 0-3: all 3 classes; 25.0% of the pixels are of none; 0 unusable",
+        "train: 3 masks with the ids 0-3: all 3 classes; 25.0% of the pixels are of none; 0 unusable",
+        "eval: 1 mask with the ids 0-3: all 3 classes; 25.0% of the pixels are of none; 0 unusable",
     ]
     save(mask_path(ade), MASK + 2)
     (ade / "images/validation/ADE_val_00000001.jpg").write_bytes(b"no picture")
@@ -201,7 +201,7 @@ def test_pets_have_two_classes_and_a_border(tmp_path):
     source = open_masks("oxford_iiit_pet", "eval", num_classes=0, data_dir=tmp_path)
     assert (len(source), source.class_names, source.size(0)) == (2, ("pet", "background"), (6, 8))
     EQUAL(source[1].label, np.where(MASK % 3 == 2, IGNORED, MASK % 3))
-    assert check.glance(source).startswith("2 masks have the ids 1-3: all 2 classes")
+    assert check.glance(source).startswith("2 masks with the ids 1-3: all 2 classes")
 
 
 @pytest.mark.parametrize(

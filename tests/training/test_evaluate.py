@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from flatten_jax.models import create_model
 from flatten_jax.training.evaluate import evaluate, make_eval_step
 from flatten_jax.training.sharding import make_mesh, put_batch
 from flatten_jax.training.tasks import Classify
@@ -31,6 +32,15 @@ def result_of(logits, labels, mask=None, expected=None):
 
 
 LOGITS = np.tile(np.arange(10, dtype=np.uint8) * 20, (8, 1))  # class 9 is first, 8 second, ...
+
+
+def test_five_classes_have_no_top_5():
+    result = {"eval/acc1": 50.0, "eval/acc5": 100.0, "eval/loss": 0.5, "eval/count": 1}
+    said = {n: Classify(create_model("flatten_deit_t", num_classes=n)).words(result) for n in (5, 6)}
+    assert said == {
+        5: "top-1 50.00 %, loss 0.5000 on 1 image",
+        6: "top-1 50.00 %, top-5 100.00 %, loss 0.5000 on 1 image",
+    }
 
 
 def test_accuracies_are_those_of_the_ranks():

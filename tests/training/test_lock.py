@@ -67,3 +67,24 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, caplog)
     with lock.only_run_in(tmp_path) as other:
         assert other == ""
     assert "cannot be locked" in caplog.text
+
+
+def test_the_command_is_named_as_it_was_typed_and_cut_at_a_word(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["main.py", "--config=/somewhere/flatten_jax/training/run_config.py:runs/a"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "main.py", "--workdir", "my runs/a"])
+    assert lock.who().endswith(" (python main.py --workdir 'my runs/a')")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "main.py", *["--config.checkpoint.every-epochs=20"] * 9])
+    command = lock.who().partition("(")[2].removesuffix(" ...)")
+    assert len(command) <= 200 and set(command.split()[2:]) == {"--config.checkpoint.every-epochs=20"}
+
+
+def test_a_folder_without_a_checkpoint_is_said_to_start_from_the_beginning(tmp_path, tiny_config, monkeypatch, capsys):
+    def killed(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(loop, "_start", killed)
+    run = setup.prepare(tiny_config)
+    for again in (False, True):
+        with pytest.raises(MemoryError):
+            loop.train(run, str(tmp_path))
+        assert ("nothing was saved yet: it starts from the beginning" in capsys.readouterr().out) == again

@@ -154,6 +154,7 @@ def test_all_that_is_wrong_is_said_at_once():
         (["optimizer.min_learning_rate=1"], "optimizer.min_learning_rate=1 is above the peak"),
         (["optimizer.warmup_learning_rate=1"], "optimizer.warmup_learning_rate=1 is above the peak"),
         (["data.folder=/x"], "data.folder='/x' has no effect on data.name='synthetic': add --config.data.name=folder"),
+        (["data.folder=/x", "data.name=foldr"], "data.name='foldr' takes no data.folder='/x'; did you mean 'folder'?"),
         (["data.name=folder"], "data.name='folder' needs --config.data.folder=PATH"),
         (["init_new_head=True"], "init_new_head=True has no effect without --config.init_from=PATH"),
         (["model.features_only=True"], "model.features_only=True gives maps"),
@@ -311,9 +312,11 @@ def test_a_picture_that_cannot_be_read_is_found_before_anything_compiles(folder)
     damaged = next(path for path in sorted(folder.glob("*/*")) if str(path) != held_out)
     for path in (Path(held_out), damaged):
         path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(ValueError, match=f"1 of 6 pictures cannot be read:\n  image '{held_out}'"):
+    with pytest.raises(ValueError, match=f"1 of 6 pictures cannot be read:\n  image '{held_out}'") as error:
         setup.prepare(fine_tuned(folder))
+    assert str(error.value).endswith("lists all"), "an evaluation leaves no picture out"
     Path(held_out).write_bytes((folder / "a/30.png").read_bytes())
-    with pytest.raises(ValueError, match=f"1 of 54 pictures cannot be read:\n  image '{damaged}'"):
+    with pytest.raises(ValueError, match=f"1 of 54 pictures cannot be read:\n  image '{damaged}'") as error:
         setup.prepare(fine_tuned(folder))
+    assert str(error.value).endswith("lists all; --config.data.on_corrupt=skip replaces them")
     setup.prepare(fine_tuned(folder, "data.on_corrupt=skip"))
