@@ -41,7 +41,7 @@ def guess_model(state_dict: Mapping[str, np.ndarray]) -> tuple[str, dict[str, An
     return guess(state_dict)[:2]
 
 
-def guess(state_dict: Mapping[str, np.ndarray]) -> Guess:
+def guess(state_dict: Mapping[str, np.ndarray], *, notes: bool = True) -> Guess:
     """The model that has exactly these names and shapes.
 
     Where several do, the one that needs the fewest options, and of these the one that is listed first in its family's
@@ -52,6 +52,7 @@ def guess(state_dict: Mapping[str, np.ndarray]) -> Guess:
 
     Args:
         state_dict: PyTorch's name -> array, or anything that has a shape.
+        notes: look for them, which takes most of the time.
 
     Raises:
         ValueError: no model has; it names the nearest one and what differs.
@@ -69,9 +70,11 @@ def guess(state_dict: Mapping[str, np.ndarray]) -> Guess:
     else:
         text = f" with {', '.join(f'{k}={json.dumps(v)}' for k, v in best.options.items())}" if best.options else ""
         raise ValueError(f"no model has these shapes; the nearest is {best.name}{text}: {best.differs}")
+    if not notes:
+        return Guess(best.name, best.options)
     others = sorted(t.name for t in alike if t.name != best.name)
-    notes = (f"{best.name} is taken, and others have the same names and shapes: {', '.join(others)}",) if others else ()
-    return Guess(best.name, best.options, (*notes, *_notes(_build(best.name, best.options))))
+    said = (f"{best.name} is taken, and others have the same names and shapes: {', '.join(others)}",) if others else ()
+    return Guess(best.name, best.options, (*said, *_notes(_build(best.name, best.options))))
 
 
 def _candidates(given: Mapping[str, Shape]) -> Iterator[list[str]]:
