@@ -41,7 +41,7 @@ def guess_model(state_dict: Mapping[str, np.ndarray]) -> tuple[str, dict[str, An
     return guess(state_dict)[:2]
 
 
-def guess(state_dict: Mapping[str, np.ndarray], *, notes: bool = True) -> Guess:
+def guess(state_dict: Mapping[str, np.ndarray]) -> Guess:
     """The model that has exactly these names and shapes.
 
     Where several do, the one that needs the fewest options, and of these the one that is listed first in its family's
@@ -52,7 +52,6 @@ def guess(state_dict: Mapping[str, np.ndarray], *, notes: bool = True) -> Guess:
 
     Args:
         state_dict: PyTorch's name -> array, or anything that has a shape.
-        notes: look for them, which takes most of the time.
 
     Raises:
         ValueError: no model has; it names the nearest one and what differs.
@@ -70,22 +69,32 @@ def guess(state_dict: Mapping[str, np.ndarray], *, notes: bool = True) -> Guess:
     else:
         text = f" with {', '.join(f'{k}={json.dumps(v)}' for k, v in best.options.items())}" if best.options else ""
         raise ValueError(f"no model has these shapes; the nearest is {best.name}{text}: {best.differs}")
-    if not notes:
-        return Guess(best.name, best.options)
     others = sorted(t.name for t in alike if t.name != best.name)
-    said = (f"{best.name} is taken, and others have the same names and shapes: {', '.join(others)}",) if others else ()
-    return Guess(best.name, best.options, (*said, *_notes(_build(best.name, best.options))))
+    notes = (f"{best.name} is taken, and others have the same names and shapes: {', '.join(others)}",) if others else ()
+    return Guess(best.name, best.options, (*notes, *_notes(_build(best.name, best.options))))
 
 
-def _candidates(given: Mapping[str, Shape]) -> Iterator[list[str]]:
-    """Models that the state dict may be of: of the family that it has the hallmark of, then hosts of its widths."""
+def registered(state_dict: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]] | None:
+    """As `guess_model`, of models as they are registered but for the number of classes: quick, and None for others."""
+    given, listed = {name: tuple(array.shape) for name, array in state_dict.items()}, list(MODELS)
+    for names in _candidates(given, near=False):
+        alike = [t for t in (_as_registered(name, given) for name in names) if not t.differs]
+        if alike:
+            return min(alike, key=lambda t: (len(t.options), listed.index(t.name)))[:2]
+    return None
+
+
+def _candidates(given: Mapping[str, Shape], near: bool = True) -> Iterator[list[str]]:
+    """Models that the state dict may be of: of the family that it has the hallmark of, then hosts of its widths, or
+    else the nearest."""
     marked = [name for name, entry in MODELS.items() if entry.family.hallmark in given]
     if marked:
         yield marked
     depths, widths = _architecture(given)
     if depths:
         hosts = [name for name, entry in MODELS.items() if not entry.family.hallmark]
-        yield [name for name in hosts if _settings(name) == (depths, widths)] or _nearest(hosts, depths, widths)
+        alike = [name for name in hosts if _settings(name) == (depths, widths)]
+        yield alike or (_nearest(hosts, depths, widths) if near else [])
     elif not marked:
         raise ValueError("these are no weights of a vision transformer of this library: no block is among the names")
 

@@ -13,7 +13,7 @@ from flatten_jax.models import create_model
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.segmentation.model import Segmenter, backbone_of
 from flatten_jax.weights.fingerprint import attentions_in, pattern_of
-from flatten_jax.weights.guess import IN_CONFIG, guess, told_by_config
+from flatten_jax.weights.guess import IN_CONFIG, registered, told_by_config
 from flatten_jax.weights.match import Shape
 from flatten_jax.weights.names import likely
 
@@ -97,14 +97,17 @@ _LOOSE = {
 
 
 def another_model(arrays: Mapping[str, np.ndarray], model: nn.Module) -> str:
-    """Which other model the weights are of by their names and shapes; "" where it is this one, or none is known."""
+    """Which other registered model has the names and shapes of the weights; "" where it is this one, or none has."""
     if not isinstance(model, Backbone):
         return ""
     try:
-        name, options, _ = guess(likely(arrays)[0], notes=False)
-        theirs = create_model(name, **options)
+        found = registered(likely(arrays)[0])
     except ValueError:
         return ""
+    if found is None:
+        return ""
+    name, options = found
+    theirs = create_model(name, **options)
     fields = type(model).__dataclass_fields__.keys() - _LOOSE - {"parent", "name"}
     if type(theirs) is type(model) and all(getattr(theirs, key) == getattr(model, key) for key in fields):
         return ""
