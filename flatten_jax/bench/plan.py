@@ -1,5 +1,6 @@
 """What a training step will need on a machine that is not there: its real shardings, compiled by the real compiler."""
 
+import importlib.util
 import re
 import time
 from collections.abc import Mapping
@@ -21,6 +22,11 @@ from flatten_jax.training.step import abstract_state, make_train_step
 HBM_GIB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 _COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# Google Cloud's names of machines, "v4-32": kind -> (topology's kind, what is counted for a chip, dimensions).
+_MACHINES = {
+    **{kind: (kind, 2, 3) for kind in ("v4", "v5p")},
+    **{kind: ("v6e" if kind == "v6e" else "v5e", 1, 2) for kind in ("v5litepod", "v5e", "v6e")},
+}
 _IMAGENET_STEPS = 1250  # an epoch's; only the schedule's constants depend on it
 
 
@@ -66,6 +72,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
     Raises:
         ValueError: an unknown topology, or `jax[tpu]` or JAX's CUDA plugin is not installed.
     """
+    _check_no_machine(topology)
     platform, _, shape = topology.partition(":")
     if platform in ("cpu", *gpus.GPUS) and (not shape.isdecimal() or int(shape) < 1):
         raise ValueError(f"{topology=}: write {platform}:N with the number of devices, such as {platform}:8")
@@ -82,11 +89,32 @@ def topology_devices(topology: str) -> list[jax.Device]:
             return gpus.describe(platform, int(shape))
         return topologies.get_topology_desc(topology, platform="tpu", **options).devices
     except Exception as error:  # a plugin's absence and its refusals have many types
+        extra = "cuda" if platform in gpus.GPUS else "tpu"
+        plugins = {"tpu": ("libtpu",), "cuda": ("jax_cuda12_plugin", "jax_cuda13_plugin")}[extra]
+        installed = any(importlib.util.find_spec(name) for name in plugins)
         raise ValueError(
-            f"{topology=} cannot be described ({str(error).splitlines()[0][:120]}). v4:2x2x2, v5e:4x8, v5p:2x2x2 and "
-            f"v6e:4x4 need pip install 'flatten_jax[train,tpu]'; {', '.join(f'{name}:8' for name in gpus.GPUS)} need "
-            "'flatten_jax[train,cuda]'; cpu:8 needs nothing"
+            f"{topology=} cannot be described ({str(error).splitlines()[0][:120]}): "
+            + (
+                f"write it as v4:2x2x2, v5e:4x8, v5p:2x2x2, v6e:4x4, {', '.join(f'{name}:8' for name in gpus.GPUS)}"
+                if installed
+                else f"that needs pip install 'flatten_jax[train,{extra}]'; cpu:8 needs nothing"
+            )
         ) from error
+
+
+def _check_no_machine(topology: str) -> None:
+    """ValueError for Google Cloud's name of a machine, with the topology that it is."""
+    kind, _, count = topology.partition("-")
+    if kind not in _MACHINES or not count.isdecimal():
+        return
+    kind, per_chip, dimensions = _MACHINES[kind]
+    chips = int(count) // per_chip
+    doublings = chips.bit_length() - 1
+    if chips < 4 or chips != 1 << doublings:
+        return
+    sides = sorted(1 << (doublings + i) // dimensions for i in range(dimensions))
+    sides = [2, 2, 1] if sides == [1, 2, 2] else sides
+    raise ValueError(f"{topology=} is {chips} chips, which is written {kind}:{'x'.join(map(str, sides))}")
 
 
 def plan(

@@ -40,7 +40,10 @@ def plan(args: argparse.Namespace) -> None:
 
     dump = bundles.dump_to() if args.roof else None
     taught, roofs = [], {}
-    print(plan.HEADER)
+    for topology in args.topology:  # before minutes of compiling
+        plan.topology_devices(topology)
+    print("compiling each step takes minutes", file=sys.stderr, flush=True)
+    print(plan.HEADER, flush=True)
     for path in args.config:
         for topology in args.topology:
             config = read_config(path, args.overrides)

@@ -73,7 +73,8 @@ def export(args: argparse.Namespace) -> None:
         return
     choice = dict(ema=args.ema, key=args.key) if source is args.source else {}
     print(files.export_file(source, args.target, model, overwrite=args.overwrite, **choice, **options))
-    print(f"written: {args.target}; in PyTorch: model.load_state_dict(safetensors.torch.load_file({args.target!r}))")
+    print(f"written: {args.target}; in PyTorch, where model is of the original's class:")
+    print(f"model.load_state_dict(safetensors.torch.load_file({args.target!r}))")
 
 
 def add_share(commands: Any) -> None:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from flatten_jax.weights.kind import another_model
 from flatten_jax.weights.layout import Row, entries, is_buffer, layout, window_buffers
 from flatten_jax.weights.match import check_entries
 from flatten_jax.weights.pickle_values import widened
@@ -34,16 +35,20 @@ def from_torch(state_dict: Mapping[str, Any], model: nn.Module, example: Any = N
         {"params": ...} of float32 NumPy arrays, for `model.apply`; and the model's other collections, if it has any.
 
     Raises:
-        ValueError: lists missing, unexpected and misshapen entries together.
+        ValueError: see `load_weights`.
     """
     rows = layout(model, example, **call)
     wanted = entries(rows)
-    arrays = {name: as_array(array) for name, array in state_dict.items() if not is_buffer(name, wanted)}
+    given = {name: as_array(array) for name, array in state_dict.items()}
+    arrays = {name: array for name, array in given.items() if not is_buffer(name, wanted)}
     if broken := not_finite(arrays):
         logger.warning("the state dict holds %s", broken)
     arrays = regrouped(rows, arrays)
     shapes = {name: array.shape for name, array in arrays.items()}
-    check_entries(f"the state dict does not fit {type(model).__name__}", shapes, wanted)
+    what = f"the state dict does not fit {type(model).__name__}"
+    if shapes != wanted:
+        what += another_model(given, model)
+    check_entries(what, shapes, wanted)
     return as_variables((row, float32(row.from_torch(arrays))) for row in rows)
 
 

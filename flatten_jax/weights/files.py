@@ -22,7 +22,7 @@ from flatten_jax.weights.convert import flat, to_torch
 from flatten_jax.weights.guess import guess, told_by_config
 from flatten_jax.weights.kind import foreign_hint
 from flatten_jax.weights.load import load_with_report, read_weights, saved_model
-from flatten_jax.weights.names import likely
+from flatten_jax.weights.names import likely, not_timms
 from flatten_jax.weights.report import Report
 
 LICENCE_NOTE = "weights of the FLatten release carry no licence; check before redistribution"
@@ -116,8 +116,10 @@ def export_file(
     if not isinstance(model, nn.Module):
         model = model_of(source, model, ema=ema, key=key, **options).model
     variables, report = load_with_report(source, model, ema=ema, key=key)
-    _write(target, to_torch(variables, model), {"format": "pt", "licence": LICENCE_NOTE}, overwrite)
-    return report
+    arrays = to_torch(variables, model)
+    _write(target, arrays, {"format": "pt", "licence": LICENCE_NOTE}, overwrite)
+    note = not_timms(arrays)
+    return dataclasses.replace(report, notes=(*report.notes, note)) if note else report
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -74,15 +74,27 @@ def guess(state_dict: Mapping[str, np.ndarray]) -> Guess:
     return Guess(best.name, best.options, (*notes, *_notes(_build(best.name, best.options))))
 
 
-def _candidates(given: Mapping[str, Shape]) -> Iterator[list[str]]:
-    """Models that the state dict may be of: of the family that it has the hallmark of, then hosts of its widths."""
+def registered(state_dict: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]] | None:
+    """As `guess_model`, of models as they are registered but for the number of classes: quick, and None for others."""
+    given, listed = {name: tuple(array.shape) for name, array in state_dict.items()}, list(MODELS)
+    for names in _candidates(given, near=False):
+        alike = [t for t in (_as_registered(name, given) for name in names) if not t.differs]
+        if alike:
+            return min(alike, key=lambda t: (len(t.options), listed.index(t.name)))[:2]
+    return None
+
+
+def _candidates(given: Mapping[str, Shape], near: bool = True) -> Iterator[list[str]]:
+    """Models that the state dict may be of: of the family that it has the hallmark of, then hosts of its widths, or
+    else the nearest."""
     marked = [name for name, entry in MODELS.items() if entry.family.hallmark in given]
     if marked:
         yield marked
     depths, widths = _architecture(given)
     if depths:
         hosts = [name for name, entry in MODELS.items() if not entry.family.hallmark]
-        yield [name for name in hosts if _settings(name) == (depths, widths)] or _nearest(hosts, depths, widths)
+        alike = [name for name in hosts if _settings(name) == (depths, widths)]
+        yield alike or (_nearest(hosts, depths, widths) if near else [])
     elif not marked:
         raise ValueError("these are no weights of a vision transformer of this library: no block is among the names")
 

@@ -9,11 +9,13 @@ import flax.linen as nn
 import numpy as np
 
 from flatten_jax.attention import attention_options
+from flatten_jax.models import create_model
 from flatten_jax.models.backbone import Backbone
 from flatten_jax.segmentation.model import Segmenter, backbone_of
 from flatten_jax.weights.fingerprint import attentions_in, pattern_of
-from flatten_jax.weights.guess import IN_CONFIG, told_by_config
+from flatten_jax.weights.guess import IN_CONFIG, registered, told_by_config
 from flatten_jax.weights.match import Shape
+from flatten_jax.weights.names import likely
 
 _WAYS_OUT = (
     "create_model(..., attn_type={!r}) is what they are of, new_attention=True (--new-attention of convert) inherits "
@@ -87,6 +89,32 @@ def attention_hint(given: Mapping[str, Shape], wanted: Mapping[str, Shape], mode
     return f"\n  these are names of attn_type={theirs!r}, the model has {model.attn_type!r}: {_WAYS_OUT.format(theirs)}"
 
 
+# What two models of one kind may differ in: further hints say the way from one to the other.
+_LOOSE = {
+    *("attn_options", "attn_type", "drop_path", "dtype", "feature_norm", "features_only", "image_size", "num_classes"),
+    *("out_indices", "remat", "remat_policy", "scan"),
+}
+
+
+def another_model(arrays: Mapping[str, np.ndarray], model: nn.Module) -> str:
+    """Which other registered model has the names and shapes of the weights; "" where it is this one, or none has."""
+    if not isinstance(model, Backbone):
+        return ""
+    try:
+        found = registered(likely(arrays)[0])
+    except ValueError:
+        return ""
+    if found is None:
+        return ""
+    name, options = found
+    theirs = create_model(name, **options)
+    fields = type(model).__dataclass_fields__.keys() - _LOOSE - {"parent", "name"}
+    if type(theirs) is type(model) and all(getattr(theirs, key) == getattr(model, key) for key in fields):
+        return ""
+    said = "".join(f", {key}={value!r}" for key, value in options.items())
+    return f"; the weights are of a {name}: create_model({name!r}{said}) (--model {name}) takes them"
+
+
 # What names say of models that are not here, or of an option that is: (pattern, what it is and what to do).
 _FOREIGN = (
     (
@@ -121,14 +149,14 @@ def foreign_hint(given: Iterable[str], wanted: Container[str] = ()) -> str:
     return "".join(said)
 
 
-def strangers(label: str, given: Mapping[str, Shape], wanted: Mapping[str, Shape], model: nn.Module) -> None:
+def strangers(what: str, given: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> None:
     """ValueError where not one name is the model's: one of each side by side says more than two lists."""
     if set(given) & set(wanted) or not given:
         return
     pairs = ((difflib.get_close_matches(name, given, n=1, cutoff=0.4), name) for name in sorted(wanted)[:20])
     close, name = next(((found[0], name) for found, name in pairs if found), (next(iter(given)), next(iter(wanted))))
     raise ValueError(
-        f"{label} does not fit {describe(model)}: none of its {len(given)} names is one of the model's {len(wanted)}; "
+        f"{what}: none of its {len(given)} names is one of the model's {len(wanted)}; "
         f"there is {close!r}, and wanted is {name!r}{foreign_hint(given, wanted)}"
     )
 

@@ -19,6 +19,7 @@ from flatten_jax.weights.array_files import FORMAT
 from flatten_jax.weights.containers import is_tree, weights_in
 from flatten_jax.weights.convert import as_array, as_variables, flat, float32, from_torch, not_finite
 from flatten_jax.weights.kind import (
+    another_model,
     attention_hint,
     check_same_kind,
     describe,
@@ -77,7 +78,8 @@ def load_weights(
         {"params": ...} of float32 NumPy arrays, and the model's other collections, if it has any.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_torch`; or lists missing, unexpected and misshapen entries together.
+        FileNotFoundError, ValueError: see `read_torch`; or says what is missing, unexpected and misshapen, and which
+            other model the weights are of.
     """
     if example is not None:
         label, arrays, _ = read_weights(source, ema=ema, key=key)
@@ -195,7 +197,7 @@ def _fitted(
         check_same_kind(label, info.metadata.get("model", "weights"), saved, model)
         source_rows = layout(saved) if saved.image_size != model.image_size else None
 
-    rows = layout(model)
+    rows, entered = layout(model), arrays
     wanted = {row.ours: row.shape for row in rows} if ours else entries(rows)
     if not ours:
         arrays, remarks, dropped = fitting(label, arrays, wanted)
@@ -227,11 +229,12 @@ def _fitted(
     given_shapes = {name: array.shape for name, array in given.items()}
     if given_shapes != wanted:
         head = {name for row in rows if row.ours in of_head for name in names[row.ours]}
-        hint = head_hint(head - made, given_shapes, wanted)
+        what, hint = f"{label} does not fit {describe(model)}", head_hint(head - made, given_shapes, wanted)
         if not ours:
-            strangers(label, given_shapes, wanted, model)
+            what += another_model(entered, model)
+            strangers(what, given_shapes, wanted)
             hint += attention_hint(given_shapes, wanted, model) + foreign_hint(given_shapes, wanted)
-        check_entries(f"{label} does not fit {describe(model)}", given_shapes, wanted, made, hint)
+        check_entries(what, given_shapes, wanted, made, hint)
     odd = [
         f"{name} ({given[name].dtype})"
         for row in rows

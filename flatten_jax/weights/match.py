@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping
 
 Shape = tuple[int, ...]
+_MOST = 6  # names of a kind that are said
 
 
 def check_entries(
     what: str, given: Mapping[str, Shape], wanted: Mapping[str, Shape], remade: Iterable[str] = (), hint: str = ""
 ) -> None:
-    """ValueError unless both name the same entries with the same shapes; it lists all that is wrong, of each kind.
+    """ValueError unless both name the same entries with the same shapes; it counts what is wrong, and names some of it.
 
     Args:
         what: opens the message, such as "weights.pth does not fit PVT".
@@ -26,5 +27,10 @@ def check_entries(
         ],
     }
     if any(problems.values()):
-        lists = "".join(f"\n  {kind} ({len(names)}): {', '.join(names)}" for kind, names in problems.items() if names)
+        lists = "".join(f"\n  {kind} ({len(names)}): {_some(names)}" for kind, names in problems.items() if names)
         raise ValueError(f"{what}:{lists}{hint}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+    return ", ".join(names[:_MOST]) + more

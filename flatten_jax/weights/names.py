@@ -13,6 +13,11 @@ _PARALLEL = re.compile(r"^(?:module\.)+")
 _DEPTH = 3  # of the part of a model that is looked for
 _FEW = 4  # entries that make no model
 _INSIDE = "backbone."
+# An entry that only the original has -> whose it is.
+_ALSO_IN_TIMM = {
+    "layers.0.downsample.norm.weight": "Microsoft's Swin and the FLatten release",
+    "block1.0.mlp.dwconv.dwconv.weight": "the official PVTv2 and the FLatten release",
+}
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -70,6 +75,14 @@ def likely(arrays: Arrays) -> tuple[dict[str, np.ndarray], list[str], list[str]]
     part = renamed({name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)})
     said = [f"names are taken without {prefix!r}"] if prefix else []
     return part.arrays, said + part.said, _others(arrays, prefix)
+
+
+def not_timms(names: Container[str]) -> str:
+    """A note for exported weights whose original is in timm too, under other names; "" for others."""
+    for name, original in _ALSO_IN_TIMM.items():
+        if name in names:
+            return f"the names are those of {original}, not timm's, whose class does not load them"
+    return ""
 
 
 class Renamed(NamedTuple):

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import flatten_jax
+from flatten_jax.models import create_model
 from flatten_jax.weights import resample
 from flatten_jax.weights.convert import from_torch, to_torch
+from flatten_jax.weights.layout import entries, layout
 from flatten_jax.weights.load import load_weights, load_with_report
 
 from .make_fixtures import OPTIONS, weights
@@ -77,6 +79,17 @@ def test_all_that_is_wrong_is_listed():
         "  unexpected (1): extra.weight\n"
         "  misshapen (1): blocks.0.mlp.fc1.bias: (9,) given, (16,) expected"
     )
+
+
+@pytest.mark.parametrize("load", [load_weights, from_torch])
+def test_weights_of_another_model_are_named_and_few_entries_are_listed(load):
+    given = {name: np.zeros(shape, np.float32) for name, shape in entries(layout(create_model("deit_t"))).items()}
+    with pytest.raises(ValueError) as error:
+        load(given, tiny())
+    first, *lists = str(error.value).splitlines()
+    assert first.endswith("; the weights are of a deit_t: create_model('deit_t') (--model deit_t) takes them:")
+    assert "unexpected (121): " in lists[1] and lists[1].endswith(" and 115 more")
+    assert len(str(error.value)) < 1500
 
 
 def test_integers_are_no_weights():

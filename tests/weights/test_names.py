@@ -11,7 +11,7 @@ import flatten_jax
 from flatten_jax.weights.files import model_of
 from flatten_jax.weights.kind import _FOREIGN, foreign_hint
 from flatten_jax.weights.load import load_weights, load_with_report
-from flatten_jax.weights.names import fitting, likely, renamed, unwrapped
+from flatten_jax.weights.names import fitting, likely, not_timms, renamed, unwrapped
 
 from .make_fixtures import weights
 from .make_timm import MODELS
@@ -173,6 +173,13 @@ def test_the_patches_of_openmmlabs_swin_are_merged_in_the_originals_order():
 def test_models_that_are_not_here_are_named(name, said):
     assert f"{name} says that they are of a" in foreign_hint([name]) and said in foreign_hint([name])
     assert foreign_hint([name], [name]) == ""
+
+
+@pytest.mark.parametrize("name", ["swin", "pvt_v2"])
+def test_exports_whose_names_are_not_timms_say_so(name):
+    state = timm(name)[2]
+    assert "not timm's" in not_timms(renamed(state).arrays)
+    assert not_timms(state) == ""
 
 
 def test_every_such_hint_is_tested():
