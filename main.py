@@ -113,7 +113,6 @@ def main(argv: list[str]) -> None:
         from flatten_jax.training import agreement, loop, profile, setup
     except ImportError as error:
         sys.exit(f"error: {extras.said(error)}")
-    runtime.quiet_libtpu()
     runtime.keep_freed_memory()
     config, given = CONFIG.value, config_flags.get_override_values(flags.FLAGS["config"])
     converts = bool(config.get("linearize", {}).get("attention"))

@@ -74,16 +74,6 @@ def device_per_core() -> None:
             jax.config.update("jax_num_cpu_devices", 1 << cores().bit_length() - 1)
 
 
-def quiet_libtpu() -> None:
-    """Where JAX has found no TPU, tells libtpu of one to be, so that it does not print five lines about what it misses.
-
-    On a TPU JAX sets more of these variables as it is imported, and nothing is done here; nor where the user did.
-    """
-    known = {name for name in os.environ if name.startswith("TPU_")} - {"TPU_LIBRARY_PATH"}  # which libtpu sets
-    if known == {"TPU_SKIP_MDS_QUERY"}:
-        os.environ |= {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost"}
-
-
 def keep_freed_memory(limit: int | None = None) -> None:
     """Has glibc keep freed memory of this process, which it gives back to the system, to be cleared anew, otherwise.
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from flatten_jax import extras, runtime
+from flatten_jax import extras
 from flatten_jax.cli import attentions, compare, config, data, linearize, look, lra, measure, segment, weights
 
 COMMANDS = (
@@ -37,7 +37,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.overrides and not args.takes_overrides:
         parser.error(f"unrecognized arguments: {' '.join(args.overrides)}")
     try:
-        runtime.quiet_libtpu()
         _check_addresses(args)
         args.run(args)
     except (ValueError, OSError, ImportError) as error:
