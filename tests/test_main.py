@@ -95,7 +95,7 @@ def test_the_printed_commands_work_as_they_are_printed(tmp_path):
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         said.append(done.stdout)
     assert evaluation in said[0]
-    assert "fine-tuning: weights of" in said[1] and "finished 1 steps" in said[1]
+    assert "fine-tuning: weights of" in said[1] and "finished 1 step (" in said[1]
     assert json.loads((tmp_path / "my run-2" / "config.json").read_text())["model"]["embed_dim"] == 16
     assert "curves.png" in said[2]
     assert "my pictures/" in said[3]
