@@ -118,7 +118,7 @@ def test_missing_partners_are_named(ade):
     with pytest.raises(FileNotFoundError) as error:
         opened(ade)
     said = str(error.value)
-    assert "1 pictures without a mask in" in said and "such as ADE_train_00000002" in said
+    assert "1 picture without a mask in" in said and "such as ADE_train_00000002" in said
     assert "1 mask without a picture in" in said and "such as ADE_train_00000003" in said
     assert "\n" not in said
 
