@@ -5,7 +5,6 @@ import difflib
 import fnmatch
 import functools
 import os
-import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -250,8 +249,9 @@ def _size(value: Any) -> tuple[int, int]:
 
 
 def _refuse_unreached(model: Backbone) -> None:
-    """ValueError where a pattern names an attention that is in no block, as published ones may in shallow models."""
-    written = {name.partition("*")[0].strip() for name in re.split("[,/+]", model.attn_type)}
+    """ValueError where numbers leave an attention of a pattern no block, as they may in shallow published models."""
+    counted = [entry for entry in model.attn_type.split(",") if "*" in entry]
+    written = {name.partition("*")[0].strip() for entry in counted for name in entry.split("+")}
     if not model.attn_type[:1].isupper() and (unreached := sorted(written.difference(_used(model)))):
         depths = [len(stage) for stage in model.attentions()]
         raise ValueError(
