@@ -15,6 +15,7 @@ from flatten_jax.weights.match import Shape
 from flatten_jax.weights.streams import pieces
 
 _SEED = 0
+_STREAM = 0x6E6577  # of random numbers; a run's first variables are of the seed itself
 
 Key = tuple[str, ...]  # of `pieces`
 
@@ -22,7 +23,8 @@ Key = tuple[str, ...]  # of `pieces`
 def initial(model: nn.Module, names: Iterable[str], seed: int = _SEED) -> dict[str, np.ndarray]:
     """The model's own initial values of some rows, by `Row.ours`, the same for a seed.
 
-    What else `init` computes is cut away by the compiler.
+    They are others than those of a run with that seed: the weights beside them may have begun with those, and would
+    fit them still, as if they knew something. What else `init` computes is cut away by the compiler.
     """
     names = sorted(names)
     if not names:
@@ -32,9 +34,8 @@ def initial(model: nn.Module, names: Iterable[str], seed: int = _SEED) -> dict[s
         leaves = flat(model.init(key, dummy_images(model)), lambda leaf: leaf)
         return {name: leaves[name] for name in names}
 
-    return {
-        name: np.asarray(x) for name, x in jax.jit(chosen, compiler_options=unoptimised())(jax.random.key(seed)).items()
-    }
+    key = jax.random.fold_in(jax.random.key(seed), _STREAM)
+    return {name: np.asarray(x) for name, x in jax.jit(chosen, compiler_options=unoptimised())(key).items()}
 
 
 def inherit(
