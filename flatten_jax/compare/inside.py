@@ -25,7 +25,7 @@ def inside(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) ->
         block, kind (the attention), keys (M); rank, as `numerical_rank` of a head's matrix; entropy in nats, and
         uniform, log M; distance in pixels; focus, the largest share of a row as a multiple of the mean. Of attentions
         without a matrix (`Layer.shows` "influence") all are of the influence of tokens on each other, where there are
-        at most `LARGEST`; else the row has `said` alone.
+        at most `LARGEST`; else the row has `said` alone, as that of a block that takes nothing from other tokens.
     """
     rows = []
     for layer in capture(model, variables, images[:PICTURES]):
@@ -34,9 +34,12 @@ def inside(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) ->
         if "v" not in layer.streams and tokens > LARGEST:
             rows.append(row | {"said": f"{layer.kind} has no matrix, and {tokens} tokens are too many to ask for it"})
             continue
-        (profile,) = depth_profile([layer], model.image_size)
         every = np.arange(tokens)  # as `depth_profile` asks for up to 64: the same compiled program
         matrices = [layer.attention(slice(i, i + 1), every) for i in range(len(layer.output))]
+        if not np.any(matrices):
+            rows.append(row | {"said": f"{layer.kind} takes nothing from other tokens there"})
+            continue
+        (profile,) = depth_profile([layer], model.image_size)
         row["keys"] = matrices[0].shape[-1]
         row["rank"] = float(np.mean([numerical_rank(matrix) for matrix in matrices]))
         row["focus"] = float(mean(np.array([focus(matrix) for matrix in matrices])))

@@ -217,7 +217,8 @@ def _learned(preset: results.Preset, picture: str) -> Iterator[str]:
 def _agreement(what: str, found: Kendall | None) -> str:
     if found is None:
         return f"{what}: too few to compare."
-    return f"{what}: Kendall's tau-b {found.tau:.2f}, p = {found.p:.2g} (exact, {found.count} attentions)."
+    how = "exact" if found.exact else "by normal approximation"
+    return f"{what}: Kendall's tau-b {found.tau:.2f}, p = {found.p:.2g} ({how}, {found.count} attentions)."
 
 
 def _not_run(timed: list, elsewhere: list, presets: list[results.Preset]) -> Iterator[str]:

@@ -6,7 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-MOST = 16  # values whose orders are counted where both lists have ties
+from scipy.stats import kendalltau
+
+MOST = 16  # values whose orders are counted where both lists have ties; of more the p-value is a normal approximation
 
 
 class Summary(NamedTuple):
@@ -41,18 +43,20 @@ class Kendall(NamedTuple):
 
     Attributes:
         tau: Kendall's tau-b, from -1 (reversed) to 1 (the same); NaN where one of them has no order.
-        p: the exact probability that an order by chance agrees or disagrees as much; two-sided. NaN of more than `MOST`
-            values where both lists have ties, whose orders are too many to count.
+        p: the probability that an order by chance agrees or disagrees as much; two-sided.
         count: of values.
+        exact: p is counted; else both lists have ties, of more than `MOST` values, whose orders are too many, and it is
+            SciPy's normal approximation.
     """
 
     tau: float
     p: float
     count: int
+    exact: bool = True
 
 
 def kendall(x: Sequence[float], y: Sequence[float]) -> Kendall:
-    """Kendall's tau-b of two lists, ties allowed, with the p-value by all n! orders.
+    """Kendall's tau-b of two lists, ties allowed, with the p-value by all n! orders where they can be counted.
 
     tau-b = (concordant - discordant) / sqrt(pairs that differ in x * pairs that differ in y)  (Kendall, 1945).
 
@@ -74,7 +78,7 @@ def kendall(x: Sequence[float], y: Sequence[float]) -> Kendall:
     elif n <= MOST:
         counts = _scores(x, y)
     else:
-        return Kendall(score / math.sqrt(untied), math.nan, n)
+        return Kendall(score / math.sqrt(untied), float(kendalltau(x, y, method="asymptotic").pvalue), n, exact=False)
     as_far = sum(count for other, count in counts.items() if abs(other) >= abs(score))
     return Kendall(score / math.sqrt(untied), as_far / sum(counts.values()), n)
 

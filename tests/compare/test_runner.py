@@ -157,13 +157,15 @@ def test_a_preset_that_is_not_there():
         find("cifar-small")
 
 
-def test_inside_of_a_softmax_that_takes_the_mean():
-    options = dict(image_size=8, patch_size=2, embed_dim=8, depth=1, num_heads=2, num_classes=2)
-    model = create_model("flatten_deit_t", attn_type="softmax", **options)
+def test_inside_of_a_softmax_that_takes_the_mean_and_of_a_block_without_attention():
+    options = dict(image_size=8, patch_size=2, embed_dim=8, depth=2, num_heads=2, num_classes=2)
+    model = create_model("flatten_deit_t", attn_type="softmax*1+skipat", **options)
     variables = init(model, seed=0)
     attention = variables["params"]["blocks_0"]["attn"]["qkv"]
     attention["kernel"] = jnp.zeros_like(attention["kernel"])  # all queries see all keys alike
-    (row,) = inside(model, variables, jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32))
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
+    row, skipped = inside(model, variables, images)
+    assert skipped == {"block": 1, "kind": "skipat", "said": "skipat takes nothing from other tokens there"}
     assert (row["kind"], row["keys"]) == ("softmax", 16)
     assert row["rank"] == pytest.approx(1) and row["focus"] == pytest.approx(1, abs=1e-5)
     assert row["entropy"] == pytest.approx(np.log(16), abs=1e-5) and row["uniform"] == pytest.approx(np.log(16))
