@@ -123,7 +123,9 @@ def test_when_none_is_whole_it_is_an_error_however_often_one_tries(whole, tmp_pa
 
 def test_weights_of_a_damaged_step_that_is_named_are_refused(whole, tmp_path):
     shutil.copytree(whole / "6", tmp_path / "6")
-    flip_bits(data_file(tmp_path), places=200)  # in the arrays of all kinds
+    for path in (tmp_path / "6/state").rglob("d/*"):  # Orbax spreads the arrays over files, another way each time
+        if path.stat().st_size > 10_000:
+            flip_bits(path, places=200)  # in the arrays of all kinds
     with pytest.raises(DamagedCheckpointError, match="step 6, leaf "):
         load_weights(tmp_path / "6", None)
 
