@@ -57,6 +57,7 @@ def imagenet(model: str, recipe: Recipe) -> ml_collections.ConfigDict:
             "cooldown_epochs": float(recipe.cooldown_epochs),  # at the minimum learning rate, after `epochs`
             "ema_decay": recipe.ema_decay,  # of the moving average of the parameters; 0: none
             "skip_nonfinite_steps": 0,  # how many updates that are not finite are left out before the run stops
+            "tpu_kernels": False,  # focused attention on TPUs, in bfloat16, by a kernel of its own (docs/training.md)
         }
     )
     config.optimizer = ml_collections.ConfigDict(

@@ -103,6 +103,8 @@ class Attention(nn.Module):
     - `origin`: paper, code and formula.
     - `streams`: letters; "k" and "v" are of the keys' tokens, all others of the queries'.
     - `stream_bias`: whether the layers of the streams have a bias.
+    - `streams_apart`: whether each stream is a product of its own where TPU kernels are asked for, which read streams
+      as arrays.
     - `projects_out`: whether the host projects the result, by `proj`. If not, the mechanism gives (B, N, C) itself.
     - `takes_bias`: whether it has scores (B, h, N, M), to which `site.bias` is added. Its cost grows with N M, so
       models give it small windows, narrow stripes and reduced keys. Others get what linear stages get.
@@ -130,6 +132,7 @@ class Attention(nn.Module):
     origin: ClassVar[Origin]
     streams: ClassVar[str] = "qkv"
     stream_bias: ClassVar[bool] = True
+    streams_apart: ClassVar[bool] = False
     projects_out: ClassVar[bool] = True
     takes_bias: ClassVar[bool] = False
     takes_prefix: ClassVar[bool] = True

@@ -1,18 +1,22 @@
 """Focused linear attention (Han et al., ICCV 2023, arXiv 2308.00442): the map, and the attention made of it."""
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from flatten_jax.attention import core
 from flatten_jax.attention.contract import Attention, Origin, Site, Sized, heads, on_grid
 from flatten_jax.attention.core import linear_attention
 from flatten_jax.ops.cpu import sum_over_channels, sum_over_tokens
 from flatten_jax.ops.depthwise import DepthwiseConv
 from flatten_jax.ops.derivative import with_backward
 from flatten_jax.ops.gpu import not_shared
+from flatten_jax.ops.platform import kernel_mesh, platform_dependent
 
 EPSILON = 1e-6  # the release's, both in the map and in the normaliser
 
@@ -102,6 +106,85 @@ def _power(x: jax.Array, p: float) -> jax.Array:
     return x ** (int(p) if p == int(p) else p)
 
 
+def focused_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    scale: jax.Array,
+    num_heads: int,
+    focusing_factor: float = 3.0,
+    dtype: jnp.dtype | None = None,
+) -> jax.Array:
+    """phi_p(Q) (phi_p(K)^T V), row-normalised per head: eq. 12 without its local branch.
+
+    On TPUs it is one kernel (`focused_kernel`) within `ops.platform.tpu_kernels`, where that is for these sizes.
+
+    Args:
+        q, k, v: (B, N, C), (B, M, C), (B, M, C).
+        scale: C raw parameters of the map's softplus.
+        dtype: of the matrix products and the result (default: v's).
+
+    Returns:
+        (B, N, C).
+    """
+    if (mesh := kernel_mesh()) is not None:
+        from flatten_jax.attention import focused_kernel  # Pallas takes a while to import
+
+        if dtype in (None, v.dtype) and focused_kernel.takes(q, k, v, num_heads, focusing_factor, mesh):
+            return _by_kernel(q, k, v, scale, num_heads, int(focusing_factor), mesh)
+    return _plain(q, k, v, scale, num_heads, focusing_factor, dtype)
+
+
+def _plain(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    scale: jax.Array,
+    num_heads: int,
+    p: float,
+    dtype: jnp.dtype | None = None,
+) -> jax.Array:
+    q, k = (focused_map(x, p, scale) for x in (q, k))
+    return linear_attention(*(heads(x, num_heads) for x in (q, k, v)), dtype=dtype).reshape(q.shape)
+
+
+def _by_kernel(
+    q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.Array, num_heads: int, p: int, mesh: Mesh
+) -> jax.Array:
+    from flatten_jax.attention import focused_kernel
+
+    def kernel(q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.Array) -> jax.Array:
+        facts = dict(num_heads=num_heads, p=p, epsilons=(EPSILON, core.EPSILON), mesh=mesh)
+        return focused_kernel.forward(q, k, v, _inverse(scale), **facts)
+
+    plain = partial(_plain, num_heads=num_heads, p=p)
+    return platform_dependent(q, k, v, scale, tpu=kernel, default=plain)
+
+
+def _by_kernel_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.Array, *facts: Any
+) -> tuple[jax.Array, tuple]:
+    return _by_kernel(q, k, v, scale, *facts), (q, k, v, scale)
+
+
+def _by_kernel_backward(num_heads: int, p: int, mesh: Mesh, saved: tuple, gradient: jax.Array) -> tuple:
+    from flatten_jax.attention import focused_kernel
+
+    def kernel(q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.Array, gradient: jax.Array) -> tuple:
+        facts = dict(num_heads=num_heads, p=p, epsilons=(EPSILON, core.EPSILON), mesh=mesh)
+        inverse, pull = jax.vjp(_inverse, scale)
+        *of_streams, of_inverse = focused_kernel.backward(q, k, v, inverse, gradient, **facts)
+        return *of_streams, *pull(of_inverse)
+
+    def plain(*args: jax.Array) -> tuple:
+        return jax.vjp(partial(_plain, num_heads=num_heads, p=p), *args[:-1])[1](args[-1])
+
+    return platform_dependent(*saved, gradient, tpu=kernel, default=plain)
+
+
+_by_kernel = with_backward(_by_kernel, _by_kernel_forward, _by_kernel_backward, nondiff_argnums=(4, 5, 6))
+
+
 class Focused(Attention):
     """O = phi_p(Q) phi_p(K)^T V, row-normalised, + DWC(V) (paper, eq. 12).
 
@@ -122,6 +205,7 @@ class Focused(Attention):
         formula="phi(q) (phi(k)^T v) / (phi(q) . sum phi(k)) + dwc(v), phi(x) = |x| x^p / |x^p|, x = relu(x)",
     )
     takes_prefix: ClassVar[bool] = False
+    streams_apart: ClassVar[bool] = True
     sized: ClassVar[Mapping[str, Sized]] = {"positional_encoding": Sized(axis=1)}
 
     focusing_factor: float = 3.0
@@ -134,8 +218,7 @@ class Focused(Attention):
         if self.use_positional_encoding:
             k = k + self.param("positional_encoding", nn.initializers.zeros, (1, *k.shape[1:])).astype(k.dtype)
         scale = self.param("scale", nn.initializers.zeros, (1, 1, q.shape[2]))
-        q, k = (focused_map(a, self.focusing_factor, scale) for a in (q, k))
-        out = linear_attention(*(heads(a, self.num_heads) for a in (q, k, v)), dtype=self.dtype).reshape(q.shape)
+        out = focused_attention(q, k, v, scale, self.num_heads, self.focusing_factor, self.dtype)
         return out + self.local_branch(v, site) if self.use_dwc else out
 
     def local_branch(self, v: jax.Array, site: Site) -> jax.Array:

@@ -18,6 +18,7 @@ from flatten_jax.attention.contract import Attention, Site
 from flatten_jax.attention.table import make_attention
 from flatten_jax.ops.dense import Dense
 from flatten_jax.ops.initializers import NORMAL, TORCH_CONV, ConvInit
+from flatten_jax.ops.platform import kernel_mesh
 
 
 def project(
@@ -29,8 +30,11 @@ def project(
     widths = [attention.widths(x.shape[-1])[letter] for letter in letters]
     use_bias = use_bias and attention.stream_bias
     layer = Dense(sum(widths), use_bias=use_bias, dtype=attention.dtype, initial=initial, name=letters)
-    streams = layer(x)
-    return dict(zip(letters, jnp.split(streams, np.cumsum(widths[:-1]), axis=-1), strict=True))
+    if attention.streams_apart and kernel_mesh():
+        streams = layer(x, widths)
+    else:
+        streams = jnp.split(layer(x), np.cumsum(widths[:-1]), axis=-1)
+    return dict(zip(letters, streams, strict=True))
 
 
 def attend(

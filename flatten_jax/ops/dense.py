@@ -1,10 +1,12 @@
 """The linear layer of all models."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from flatten_jax.ops import cpu
@@ -81,8 +83,14 @@ class Dense(nn.Module):
     initial: ConvInit = NORMAL
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x: (..., I) -> (..., O)."""
+    def __call__(self, x: jax.Array, widths: Sequence[int] = ()) -> jax.Array | tuple[jax.Array, ...]:
+        """x: (..., I) -> (..., O); with `widths`, whose sum is O, its parts, each by a product of its own."""
         kernel = self.param("kernel", self.initial.kernel, (x.shape[-1], self.features))
         bias = self.param("bias", self.initial.bias(x.shape[-1]), (self.features,)) if self.use_bias else None
-        return checkpoint_name(affine(*promote(x, kernel, bias, self.dtype)), PRODUCT)
+        x, kernel, bias = promote(x, kernel, bias, self.dtype)
+        if not widths:
+            return checkpoint_name(affine(x, kernel, bias), PRODUCT)
+        ends = np.cumsum(widths)[:-1]
+        kernels = jnp.split(kernel, ends, axis=1)
+        biases = [None] * len(widths) if bias is None else jnp.split(bias, ends)
+        return tuple(checkpoint_name(affine(x, *part), PRODUCT) for part in zip(kernels, biases, strict=True))

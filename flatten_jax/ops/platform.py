@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 _PLAIN = jax.make_user_context(False)
+_TPU_KERNELS = jax.make_user_context(None)
 
 
 def plain_forms() -> Any:
@@ -21,3 +23,17 @@ def platform_dependent(*args: Any, default: Callable, **platforms: Callable) -> 
     if _PLAIN.value:
         return default(*args)
     return jax.lax.platform_dependent(*args, default=default, **platforms)
+
+
+def tpu_kernels(mesh: Mesh) -> Any:
+    """A context in which kernels written for TPUs may stand in for XLA's, on TPUs, in bfloat16.
+
+    XLA cannot split such a kernel, so it has to be told how examples lie: over all axes of `mesh`. Compiled functions
+    know of the context.
+    """
+    return _TPU_KERNELS(mesh)
+
+
+def kernel_mesh() -> Mesh | None:
+    """The mesh of `tpu_kernels`, or None outside of it and within `plain_forms`."""
+    return None if _PLAIN.value else _TPU_KERNELS.value

@@ -30,6 +30,7 @@ _OF_A_SESSION = (
     "init_",
     "mesh.",
     "train.skip_nonfinite_steps",
+    "train.tpu_kernels",
     "tracker.",
 )
 

@@ -333,6 +333,7 @@ def training_of(
         accumulation=train.accumulation,
         ema_decay=train.ema_decay,
         skip_nonfinite_steps=train.skip_nonfinite_steps,
+        tpu_kernels=train.tpu_kernels,
         rates=rates,
     )
 

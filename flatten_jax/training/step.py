@@ -1,6 +1,7 @@
 """The state of training and the one jitted step that advances it."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from flatten_jax.models.images import dummy_images
+from flatten_jax.ops.platform import tpu_kernels
 from flatten_jax.runtime import compiler_options
 from flatten_jax.training.optimizer import Schedule
 from flatten_jax.training.sharding import by_size, over_data, replicated
@@ -56,6 +58,7 @@ class Training:
         accumulation: parts of a batch that are computed one after the other.
         ema_decay: of the moving average; 0: none.
         skip_nonfinite_steps: not 0: a step that is not finite changes nothing but the number of steps.
+        tpu_kernels: see `ops.platform.tpu_kernels`.
         rates: factor of the learning rate of every parameter, a number or one for each entry of its last axis. Of those
             with 0 alone no gradient is asked. None: all alike.
     """
@@ -68,6 +71,7 @@ class Training:
     accumulation: int = 1
     ema_decay: float = 0.0
     skip_nonfinite_steps: int = 0
+    tpu_kernels: bool = False
     rates: Any = None
 
 
@@ -150,7 +154,8 @@ def make_train_step(
             inputs = task.inputs(batch, erase_key, mix_key)
         compute = loss_and_grad if accumulation == 1 else accumulated
         constants += task.from_state(old.averaged, old.step)
-        (loss, grads), state = compute(old.params, old.state, inputs, model_key, *constants)
+        with tpu_kernels(training.mesh) if training.tpu_kernels else nullcontext():
+            (loss, grads), state = compute(old.params, old.state, inputs, model_key, *constants)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, old.opt_state, old.params)
             params = optax.apply_updates(old.params, updates)

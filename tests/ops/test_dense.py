@@ -49,3 +49,14 @@ def test_gradient_of_the_kernel_does_not_overflow_in_float16():
     x = jnp.full((400, 2), 1e4, jnp.float16)
     gradient = jax.grad(lambda k: affine(x, k, None).astype(jnp.float32).sum())(jnp.full((2, 3), 1e-3))
     np.testing.assert_allclose(gradient, 4e6, rtol=1e-3)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_parts_are_those_of_the_whole(use_bias):
+    x = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    layer = Dense(7, use_bias=use_bias)
+    params = layer.init(jax.random.key(1), x)
+    assert jax.tree.structure(layer.init(jax.random.key(1), x, (3, 4))) == jax.tree.structure(params)
+    parts = layer.apply(params, x, (3, 4))
+    assert [part.shape[-1] for part in parts] == [3, 4]
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=-1), layer.apply(params, x), atol=1e-6)

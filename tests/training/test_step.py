@@ -132,3 +132,19 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(tiny_config,
 def test_batch_that_the_devices_do_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"train.batch_size=12 is not divisible by the 8 devices; try 8"):
         check_divisible(make_mesh(), **{"train.batch_size": 12})
+
+
+def test_tpu_kernels_are_in_the_step_of_a_tpu_where_they_are_asked_for(tiny_config):
+    """Forward and backward, over devices and in parts of a batch; on a CPU they are asked for in vain."""
+    tiny_config.model.update(image_size=(112, 112), patch_size=4, dtype="bfloat16")
+    tiny_config.model.update(embed_dim=16, num_heads=1, depth=1)
+    tiny_config.train.update(batch_size=8, accumulation=2)
+    mesh, counts = make_mesh(jax.devices()[:4]), {}
+    for asked in (False, True):
+        tiny_config.train.tpu_kernels = asked
+        training = training_of(tiny_config, model_of(tiny_config), mesh, steps_per_epoch=5)
+        traced = make_train_step(training).trace(abstract_state(training), training.task.abstract_batch(8, mesh))
+        for platform in ("tpu", "cpu"):
+            text = traced.lower(lowering_platforms=(platform,)).as_text()
+            counts[asked, platform] = text.count("tpu_custom_call")
+    assert counts == {(False, "tpu"): 0, (False, "cpu"): 0, (True, "tpu"): 2, (True, "cpu"): 0}
