@@ -61,7 +61,7 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> Non
     to_share = axes.transData + axes.transAxes.inverted()
     places = {name: to_share.transform((x, y)) for name, (x, y, _) in ends.items()}
     height = -1.0
-    for name in sorted(places, key=lambda name: places[name][1]):
+    for name in sorted(places, key=lambda name: (-places[name][0], places[name][1])):  # what ends earlier above
         height = max(places[name][1], height + APART)
         axes.annotate(
             name,
@@ -72,7 +72,7 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> Non
             color=ends[name][2],
             fontsize=8,
             va="center",
-            arrowprops=dict(arrowstyle="-", color=ends[name][2], linewidth=0.5),
+            arrowprops=dict(arrowstyle="-", color=ends[name][2], linewidth=0.5, relpos=(0, 0.5)),
         )
 
 
