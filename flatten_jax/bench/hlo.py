@@ -17,6 +17,8 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # They rename what is there, or what they stand for is counted elsewhere.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
+_LIBRARIES = ('custom_call_target="__cublas', 'custom_call_target="__cudnn')
+_WORKSPACE = re.compile(r", [su]8\[\d*\](?:\{[^}]*\})?\)$")  # the last result of a call of theirs, which none reads
 _FREE_CALLS = ('custom_call_target="ConcatBitcast"', 'custom_call_target="AllocateBuffer"')
 _SLICES = ("slice", "dynamic-slice", "gather")
 
@@ -58,7 +60,8 @@ class Instruction:
 
     @cached_property
     def arrays(self) -> list[Array]:
-        return arrays(self.type)
+        library = self.opcode == "custom-call" and any(call in self.rest for call in _LIBRARIES)
+        return arrays(_WORKSPACE.sub(")", self.type) if library else self.type)
 
     @cached_property
     def bytes(self) -> int:
