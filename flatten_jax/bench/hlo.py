@@ -191,8 +191,13 @@ class Program:
         read = sum(self._read(here[name], name, [fusion]) for name in dict.fromkeys(fusion.operands))
         inside = self.computations[fusion.called[0]]
         (root,) = (one for one in inside.values() if one.root)
-        updates = root.opcode == "dynamic-update-slice" and fusion.written
-        return read + (_written(root, inside) if updates else fusion.written)
+        results = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        for result, array in zip(results, fusion.arrays, strict=True):
+            while result.opcode == "bitcast" and result.operands[0] in inside:
+                result = inside[result.operands[0]]
+            updates = result.opcode == "dynamic-update-slice"
+            read += (_written(result, inside) if updates else array.bytes) * array.in_memory
+        return read
 
     def _read(self, operand: Instruction, name: str, users: list[Instruction]) -> int:
         """Bytes of an operand in main memory that its users, who call it `name`, read: of slices what is cut out."""

@@ -55,6 +55,29 @@ def test_program_reads_slices_updates_in_place_and_turns_loops():
         Program("HloModule nothing")
 
 
+def test_fusion_with_several_results_writes_what_each_changes():
+    """What a loop over blocks keeps: one row of a stack of twelve, in place, beside an ordinary result."""
+    text = """
+%fused (stack: bf16[12,8,128], x: bf16[1,8,128]) -> (bf16[12,8,128], f32[8,128]) {
+  %stack = bf16[12,8,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %x = bf16[1,8,128]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %row = s32[] constant(3)
+  %update = bf16[12,8,128]{2,1,0:T(8,128)(2,1)} dynamic-update-slice(%stack, %x, %row, %row, %row)
+  %same = bf16[12,8,128]{2,1,0:T(8,128)(2,1)} bitcast(%update)
+  %wide = f32[8,128]{1,0:T(8,128)} convert(%x)
+  ROOT %both = (bf16[12,8,128]{2,1,0:T(8,128)(2,1)}, f32[8,128]{1,0:T(8,128)}) tuple(%same, %wide)
+}
+
+ENTRY %main (stack: bf16[12,8,128], x: bf16[1,8,128]) -> (bf16[12,8,128], f32[8,128]) {
+  %stack = bf16[12,8,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %x = bf16[1,8,128]{2,1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %f = (bf16[12,8,128]{2,1,0:T(8,128)(2,1)}, f32[8,128]{1,0:T(8,128)}) fusion(%stack, %x), kind=kLoop, calls=%fused
+}
+"""
+    row = 8 * 128
+    assert sum(step.bytes for step in Program(text).steps()) == 2 * row + 2 * row + 4 * row  # x, its row, in float32
+
+
 def test_workspace_of_a_library_is_no_traffic():
     """XLA's program of a product on an H100: its operands and its result alone, 6.6 MB and not 40."""
     text = """
