@@ -1,6 +1,7 @@
 """Two pictures that are readable with forty attentions: a few are named, the others are grey."""
 
 from collections.abc import Mapping, Sequence
+from functools import cmp_to_key
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -28,7 +29,7 @@ def cost_curves(groups: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     figure = Figure(figsize=(11, 5), layout="constrained")
     drawn = []
     for axes, direction in zip(figure.subplots(1, 2, sharey=True), DIRECTIONS, strict=True):
-        ends: dict[str, tuple[float, float, str]] = {}
+        ends: dict[str, tuple[dict[int, float], str]] = {}
         drawn.append((axes, ends))
         for name in sorted(names, key=lambda name: name in HIGHLIGHTED):
             points = costs.curve(groups, name, "ms", direction, costs.drawn(groups))
@@ -40,7 +41,7 @@ def cost_curves(groups: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
                 style = dict(_STYLES[name], linewidth=2) if name in _STYLES else dict(color=GREY, linewidth=1)
             axes.plot(list(points), list(points.values()), marker="o", markersize=3, **style)
             if name in _STYLES or name == PLAIN:
-                ends[name] = (max(points), points[max(points)], style["color"])
+                ends[name] = (points, style["color"])
         axes.set(xscale="log", yscale="log", title=direction, xlabel="tokens N")
         tokens = sorted({group["N"] for group in groups})
         axes.set_xticks(tokens, [f"{n:,}" for n in tokens])
@@ -53,15 +54,23 @@ def cost_curves(groups: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     return figure
 
 
-def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
-    """Names right of the axes at the height where their curve ends, moved apart; each with a thin line to its curve."""
+def _label_ends(axes: Axes, ends: Mapping[str, tuple[dict[int, float], str]]) -> None:
+    """Names right of the axes at the height where their curve ends, moved apart; each with a thin line to its curve.
+
+    Of two names that is above whose curve is, where the shorter one ends: so the lines do not cross.
+    """
+
+    def above(one: str, other: str) -> float:
+        last = min(max(ends[one][0]), max(ends[other][0]))
+        return ends[one][0].get(last, 0.0) - ends[other][0].get(last, 0.0)
+
     if not ends:
         return
     axes.get_xlim(), axes.get_ylim()  # sets them
     to_share = axes.transData + axes.transAxes.inverted()
-    places = {name: to_share.transform((x, y)) for name, (x, y, _) in ends.items()}
+    places = {name: to_share.transform((max(points), points[max(points)])) for name, (points, _) in ends.items()}
     height = -1.0
-    for name in sorted(places, key=lambda name: (-places[name][0], places[name][1])):  # what ends earlier above
+    for name in sorted(places, key=cmp_to_key(above)):
         height = max(places[name][1], height + APART)
         axes.annotate(
             name,
@@ -69,10 +78,10 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> Non
             xytext=(1.03, height),
             xycoords="axes fraction",
             textcoords="axes fraction",
-            color=ends[name][2],
+            color=ends[name][1],
             fontsize=8,
             va="center",
-            arrowprops=dict(arrowstyle="-", color=ends[name][2], linewidth=0.5, relpos=(0, 0.5)),
+            arrowprops=dict(arrowstyle="-", color=ends[name][1], linewidth=0.5, relpos=(0, 0.5)),
         )
 
 
