@@ -78,6 +78,21 @@ ENTRY %main (stack: bf16[12,8,128], x: bf16[1,8,128]) -> (bf16[12,8,128], f32[8,
     assert sum(step.bytes for step in Program(text).steps()) == 2 * row + 2 * row + 4 * row  # x, its row, in float32
 
 
+def test_fusion_whose_one_operation_has_several_results_writes_all():
+    text = """
+%fused (x: f32[8,128]) -> (f32[8], s32[8]) {
+  %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %both = (f32[8]{0:T(128)}, s32[8]{0:T(128)}) reduce(%x), dimensions={1}
+}
+
+ENTRY %main (x: f32[8,128]) -> (f32[8], s32[8]) {
+  %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %f = (f32[8]{0:T(128)}, s32[8]{0:T(128)}) fusion(%x), kind=kLoop, calls=%fused
+}
+"""
+    assert sum(step.bytes for step in Program(text).steps()) == 4 * (8 * 128 + 128 + 128)
+
+
 def test_workspace_of_a_library_is_no_traffic():
     """XLA's program of a product on an H100: its operands and its result alone, 6.6 MB and not 40."""
     text = """
