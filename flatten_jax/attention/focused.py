@@ -19,6 +19,7 @@ from flatten_jax.ops.gpu import not_shared
 from flatten_jax.ops.platform import kernel_mesh, platform_dependent
 
 EPSILON = 1e-6  # the release's, both in the map and in the normaliser
+_EPSILONS = EPSILON, core.EPSILON
 
 
 def focused_map(x: jax.Array, focusing_factor: float = 3.0, scale: jax.Array | None = None) -> jax.Array:
@@ -154,8 +155,7 @@ def _by_kernel(
     from flatten_jax.attention import focused_kernel
 
     def kernel(q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.Array) -> jax.Array:
-        facts = dict(num_heads=num_heads, p=p, epsilons=(EPSILON, core.EPSILON), mesh=mesh)
-        return focused_kernel.forward(q, k, v, _inverse(scale), **facts)
+        return focused_kernel.forward(q, k, v, _inverse(scale), num_heads, p, _EPSILONS, mesh)
 
     plain = partial(_plain, num_heads=num_heads, p=p)
     return platform_dependent(q, k, v, scale, tpu=kernel, default=plain)
@@ -171,9 +171,8 @@ def _by_kernel_backward(num_heads: int, p: int, mesh: Mesh, saved: tuple, gradie
     from flatten_jax.attention import focused_kernel
 
     def kernel(q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.Array, gradient: jax.Array) -> tuple:
-        facts = dict(num_heads=num_heads, p=p, epsilons=(EPSILON, core.EPSILON), mesh=mesh)
         inverse, pull = jax.vjp(_inverse, scale)
-        *of_streams, of_inverse = focused_kernel.backward(q, k, v, inverse, gradient, **facts)
+        *of_streams, of_inverse = focused_kernel.backward(q, k, v, inverse, gradient, num_heads, p, _EPSILONS, mesh)
         return *of_streams, *pull(of_inverse)
 
     def plain(*args: jax.Array) -> tuple:

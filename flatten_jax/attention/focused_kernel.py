@@ -44,7 +44,6 @@ def forward(
     k: jax.Array,
     v: jax.Array,
     inverse: jax.Array,
-    *,
     num_heads: int,
     p: int,
     epsilons: tuple[float, float],
@@ -70,13 +69,12 @@ def backward(
     v: jax.Array,
     inverse: jax.Array,
     gradient: jax.Array,
-    *,
     num_heads: int,
     p: int,
     epsilons: tuple[float, float],
     mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Gradients of q, k, v and `inverse`, from those four alone and that of the result."""
+    """Gradients of q, k, v and `inverse`, in their shapes, from those four alone and that of the result, (B, N, C)."""
     body = partial(_backward, num_heads, p, epsilons)
     of_streams = [jax.ShapeDtypeStruct(_turned(x.shape), x.dtype) for x in (q, k, v)]
     of_inverse = jax.ShapeDtypeStruct((q.shape[0], len(inverse), 1), jnp.float32)

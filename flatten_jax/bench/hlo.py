@@ -191,11 +191,10 @@ class Program:
         read = sum(self._read(here[name], name, [fusion]) for name in dict.fromkeys(fusion.operands))
         inside = self.computations[fusion.called[0]]
         (root,) = (one for one in inside.values() if one.root)
-        if root.opcode != "tuple" or len(root.operands) != len(fusion.arrays):
-            updates = root.opcode == "dynamic-update-slice" and fusion.written
-            return read + (_written(root, inside) if updates else fusion.written)
-        for name, array in zip(root.operands, fusion.arrays, strict=True):
-            result = inside[name]
+        results = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        if len(results) != len(fusion.arrays):  # one operation with several
+            return read + fusion.written
+        for result, array in zip(results, fusion.arrays, strict=True):
             while result.opcode == "bitcast" and result.operands[0] in inside:
                 result = inside[result.operands[0]]
             updates = result.opcode == "dynamic-update-slice"

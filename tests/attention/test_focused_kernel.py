@@ -47,7 +47,7 @@ def test_result_and_gradients_are_those_of_the_plain_form_on_eight_devices(inter
         found = with_gradients(kernel, (*split, args[3]), weights)
     plain = with_gradients(lambda *args: focused._plain(*args, heads, p), args, weights)
     for ours, wanted in zip(found, plain, strict=True):
-        np.testing.assert_allclose(ours, wanted, rtol=0, atol=2e-6 * float(jnp.abs(wanted).max()))
+        np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6 * float(jnp.abs(wanted).max()))
 
 
 def test_in_bfloat16_it_is_as_near_to_float32_as_the_plain_form(interpreted):
@@ -59,7 +59,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_plain_form(interpreted):
         kernel = with_gradients(lambda *args: focused.focused_attention(*args, 2, 3), args, weights)
     for ours, theirs, wanted in zip(kernel, plain, exact, strict=True):
         off = [float(jnp.linalg.norm(x - wanted) / jnp.linalg.norm(wanted)) for x in (ours, theirs)]
-        assert 1e-4 < off[0] < 1.2 * off[1]
+        assert 1e-3 < off[0] < 1.05 * off[1]
 
 
 TAKEN = dict(tokens=784, keys=784, channels=64, heads=2, p=3, dtype=jnp.bfloat16, examples=8, chip="TPU v5 lite")
@@ -110,4 +110,5 @@ def test_a_layer_has_it_on_tpus_in_bfloat16_where_it_was_asked_for():
         with plain_forms():
             assert gradient(layer, "tpu") == 0
         here = layer.apply(variables, x, site)
-    np.testing.assert_allclose(here.astype(jnp.float32), without.astype(jnp.float32), rtol=0, atol=1e-2)
+    here, without = here.astype(jnp.float32), without.astype(jnp.float32)
+    np.testing.assert_allclose(here, without, rtol=0, atol=2**-8 * float(jnp.abs(without).max()))  # seen: equal
