@@ -77,7 +77,12 @@ def add_compare(commands: Any) -> None:
     run.set_defaults(run=compare_run, takes_overrides=True)
 
     page = kinds.add_parser("page", help="write tables, pictures and JSON of what is in the folders")
-    page.add_argument("folders", nargs="+", metavar="DIR", help="--out of costs and run")
+    page.add_argument(
+        "sources",
+        nargs="+",
+        metavar="DIR",
+        help="--out of costs and run, or the .json of an earlier page, to which the others are added",
+    )
     page.add_argument("--output", required=True, metavar="FILE", help="a .md; JSON and pictures go beside it")
     page.add_argument("--overwrite", action="store_true", help="replace them if they are there")
     page.set_defaults(run=compare_page)
@@ -143,7 +148,7 @@ def compare_run(args: argparse.Namespace) -> None:
 def compare_page(args: argparse.Namespace) -> None:
     from flatten_jax.compare import page
 
-    for path in page.write([Path(folder) for folder in args.folders], Path(args.output), args.overwrite):
+    for path in page.write([Path(source) for source in args.sources], Path(args.output), args.overwrite):
         print(f"written: {path}")
 
 

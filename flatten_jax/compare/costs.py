@@ -125,13 +125,22 @@ def measure(
 
 
 def read(out: Path) -> list[dict[str, Any]]:
-    """The groups of a folder, spreads restored; [] where there are none."""
+    """The groups of a folder, or of the JSON of an earlier page, spreads restored; [] where there are none."""
 
     def restore(value: dict[str, Any]) -> Any:
         return Spread(**value) if value.keys() == {"median", "low", "high"} else value
 
+    if out.is_file():
+        return json.loads(out.read_text(), object_hook=restore)["costs"]
     path = out / FILE
     return json.loads(path.read_text(), object_hook=restore) if path.exists() else []
+
+
+def read_compiled(out: Path) -> list[dict[str, Any]]:
+    """What `compile_elsewhere` wrote into a folder, or what the JSON of an earlier page has of it."""
+    if out.is_file():
+        return json.loads(out.read_text())["compiled"]
+    return [json.loads(path.read_text()) for path in sorted(out.glob("compiled_*.json"))]
 
 
 def drawn(groups: Sequence[dict[str, Any]]) -> Block:

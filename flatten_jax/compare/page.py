@@ -24,6 +24,7 @@ from the files of the runs; nothing in it is written by hand. The same in number
     flatten-jax compare run --preset digits --out DIR                    # --attentions softmax linear ... --seeds 3
     flatten-jax compare run --preset digits --out DIR --patterns evenly:1 first:1 --learning-rates best
     flatten-jax compare page DIR --output docs/comparison.md --overwrite
+    flatten-jax compare page docs/comparison.json DIR2 --output docs/comparison.md --overwrite  # adds another DIR's
 
 A run is one of main.py, in `DIR/PRESET/runs/`: `flatten-jax curves`, `predict` and `main.py --mode=eval` take it. What
 is finished is skipped and what was killed goes on, also where several machines are given the same DIR. Everything but
@@ -38,27 +39,23 @@ difference to softmax with the same seed. Learning rate, recipe and steps are so
 image. Inside, means over blocks, heads and pictures of the trained models, without local branches: rank and entropy as
 shares of the largest possible, distance in pixels from a query to what it attends to, focus the largest share of a row
 as a multiple of the mean. Of attentions without a matrix it is the influence of tokens on each other. images/s: as the
-runs logged it, whatever else the machine did meanwhile; for speed there are the costs.
+runs on the first machine named above logged it, whatever else it did meanwhile; for speed there are the costs.
 """
 
 
-def write(folders: Sequence[Path], output: Path, overwrite: bool = False) -> list[Path]:
+def write(sources: Sequence[Path], output: Path, overwrite: bool = False) -> list[Path]:
     """The page, its JSON and its pictures; the paths that were written.
 
+    Args:
+        sources: folders of `compare costs` and `compare run`; the JSON of an earlier page, whose folders may be gone.
+
     Raises:
-        ValueError: a folder without costs and runs, or an output that is no .md.
+        ValueError: a source without costs and runs, two that have the same, or an output that is no .md.
         FileExistsError: one of the files is there and `overwrite` is not.
     """
     if output.suffix != ".md":
         raise ValueError(f"--output {output} must end in .md")
-    timed, presets, elsewhere = [], [], []
-    for folder in folders:
-        found = costs.read(folder), results.read(folder)
-        if not any(found):
-            raise ValueError(f"{folder} holds neither {costs.FILE} nor runs of `flatten-jax compare run`")
-        timed += [found[0]] if found[0] else []
-        presets += found[1]
-        elsewhere += [json.loads(path.read_text()) for path in sorted(folder.glob("compiled_*.json"))]
+    timed, elsewhere, presets = _gathered(sources)
     files = {"json": output.with_suffix(".json")}
     curves = next((groups for groups in timed if len({group["N"] for group in groups}) > 1), None)
     if curves:
@@ -81,7 +78,7 @@ def write(folders: Sequence[Path], output: Path, overwrite: bool = False) -> lis
     content = {
         "costs": [group for groups in timed for group in groups],
         "compiled": elsewhere,
-        "learned": [_plain(preset) for preset in presets],
+        "learned": [results.plain(preset) for preset in presets],
     }
     files["json"].write_text(json.dumps(content, indent=1, default=asdict) + "\n")
     if curves:
@@ -89,6 +86,28 @@ def write(folders: Sequence[Path], output: Path, overwrite: bool = False) -> lis
     for preset in presets:
         pictures.accuracies(preset).savefig(files[preset.name], dpi=120)
     return [output, *files.values()]
+
+
+def _gathered(sources: Sequence[Path]) -> tuple[list[list[dict[str, Any]]], list[dict[str, Any]], list[results.Preset]]:
+    """Costs of each machine, what compilers made, and presets."""
+    timed: dict[str, dict[tuple, dict[str, Any]]] = {}
+    elsewhere: dict[str, dict[str, Any]] = {}
+    presets = []
+    for source in sources:
+        try:
+            groups, compiled, learned = costs.read(source), costs.read_compiled(source), results.read(source)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{source} is no JSON of `flatten-jax compare page`, or damaged: {error!r}") from error
+        if not (groups or compiled or learned):
+            raise ValueError(f"{source} holds neither {costs.FILE} nor runs of `flatten-jax compare run`")
+        found = [(timed.setdefault(_machine(group), {}), costs.key(group), group) for group in groups]
+        found += [(elsewhere, entry["topology"], entry) for entry in compiled]
+        for where, key, content in found:
+            if key in where:
+                raise ValueError(f"{source} has the costs of {key} once more: leave one of the two sources out")
+            where[key] = content
+        presets += learned
+    return [list(groups.values()) for groups in timed.values()], list(elsewhere.values()), results.merged(presets)
 
 
 def _costs_title(timed: Sequence[dict[str, Any]]) -> str:
@@ -256,26 +275,6 @@ def _named(groups: Sequence[dict[str, Any]]) -> list[str]:
     return [
         row["attention"] for group in groups for row in group["rows"] if not row["attention"].startswith("softmax,")
     ]
-
-
-def _plain(preset: results.Preset) -> dict[str, Any]:
-    """For JSON."""
-    made = [{"machine": machine, "commit": commit, "runs": n} for (machine, commit), n in preset.made.items()]
-    rows = [
-        {
-            **asdict(row),
-            "mean": row.mean and row.mean._asdict(),
-            "difference": row.difference and row.difference._asdict(),
-        }
-        for row in preset.rows
-    ]
-    found = {"published": preset.agreement(), **{look: preset.explained(look) for look in results.LOOKS}}
-    return {
-        **{name: getattr(preset, name) for name in ("name", "about", "changed", "rate", "tried", "under_way")},
-        "made": made,
-        "rows": rows,
-        "kendall": {name: value and value._asdict() for name, value in found.items()},
-    }
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

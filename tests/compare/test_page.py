@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
 
@@ -13,6 +14,7 @@ from flatten_jax.compare.statistics import Summary
 MADE_ON = {"device": "cpu", "cores": 2, "processor": "some", "jax": "0.10", "flax": "0.12", "python": "3.11"}
 MADE_ON["date"] = "2026-01-01"
 TOP1 = {"softmax": (70.0, 72.0), "linear": (69.0, 69.0), "focused": (90.0, 94.0), "hydra": (60.0,)}
+COMPILED = {"topology": "v5e:2x2", "commit": "abc", "rows": [{"attention": "linear", "N": 4, "dtype": "bfloat16"}]}
 LOOK = {"block": 0, "kind": "x", "keys": 16, "uniform": 2.0}
 
 
@@ -115,3 +117,52 @@ def test_every_machine_has_its_costs(tmp_path):
     text = (tmp_path / "page.md").read_text()
     assert text.index("on a CPU\n") < text.index("![Time over tokens]") < text.index("on one H100\n")
     assert "without rala\n" in text
+
+
+def test_json_of_a_page_gives_the_page_again(folder):
+    (folder / "digits" / "runs" / "taylor-s0").rmdir()
+    costs._write(folder / costs.FILE, [group(n, "forward", {"linear": 1.0, "softmax": 2.0}) for n in (4, 9)])
+    write(folder / "compiled_v5e_2x2.json", COMPILED)
+    page.write([folder], folder / "page.md")
+    first = {name: (folder / name).read_bytes() for name in ("page.md", "page.json", "page_digits.png")}
+    page.write([folder / "page.json"], folder / "page.md", overwrite=True)
+    assert {name: (folder / name).read_bytes() for name in first} == first
+
+
+def test_seeds_of_two_machines_are_joined(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    home, there = folder / "digits", other / "digits"
+    shutil.copytree(home, there)
+    for path in there.glob("runs/*"):
+        shutil.rmtree(path)
+    gpu = json.loads((home / "runs" / "linear-s0" / "result.json").read_text())
+    gpu |= {"made_on": MADE_ON | {"device": "H100"}, "images_per_second": 9000.0, "seed": 2, "top1": 72.0}
+    gpu["inside"] = [LOOK | {"rank": 11.0, "entropy": 1.0, "distance": 3.0, "focus": 3.0}]
+    write(there / "runs" / "linear-s2" / "result.json", gpu)
+    write(there / "runs" / "rala-s2" / "result.json", gpu | {"attention": "rala"})
+    (joined,) = results.merged([*results.read(folder), *results.read(other)])
+    rows = {row.label: row for row in joined.rows}
+    assert rows["linear"].mean == Summary(70.0, pytest.approx(3**0.5), 3)
+    assert rows["linear"].difference.count == 2  # softmax has no seed 2
+    assert rows["linear"].looks["rank"] == pytest.approx((8 + 8 + 11) / 3 / 16)
+    assert rows["linear"].facts["images_per_second"] == 300.0
+    assert "images_per_second" not in rows["rala"].facts and rows["rala"].facts["parameters"] == 1000
+    assert sum(joined.made.values()) == 11 and joined.machine.startswith("2 cores of some")
+    assert [row.label for row in joined.rows][:2] == ["focused", "rala"]
+    assert results.merged(results.read(folder))[0].rows == results.read(folder)[0].rows  # one stays as it is
+
+    with pytest.raises(ValueError, match="two sources have focused, seed 0, of digits: leave one of them out, or move"):
+        page.write([folder, folder], folder / "page.md")
+    write(there / "rate_softmax.json", {"attention": "softmax", "hybrid": "", "chosen": 0.3, "tried": []})
+    with pytest.raises(ValueError, match=r"rate 0\.1 and 0\.3 cannot be compared: make a page of each"):
+        page.write([folder, other], folder / "page.md")
+    assert not (folder / "page.md").exists()
+
+
+def test_costs_that_two_sources_have_are_refused(tmp_path):
+    costs._write(tmp_path / costs.FILE, [group(4, "forward", {"linear": 1.0})])
+    with pytest.raises(ValueError, match=r"once more: leave one of the two sources out"):
+        page.write([tmp_path, tmp_path], tmp_path / "page.md")
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"other.json is no JSON of `flatten-jax compare page`, or damaged"):
+        page.write([tmp_path / "other.json"], tmp_path / "page.md")
