@@ -101,11 +101,11 @@ def compare_costs(args: argparse.Namespace) -> None:
 
     runtime.keep_freed_memory()
     attentions = _listed(args.attentions)
+    if args.batch_tokens < 1:
+        raise ValueError(f"--batch-tokens {args.batch_tokens} must be at least 1")
     for topology in args.topology:
-        costs.compile_elsewhere(Path(args.out), attentions, topology, _say)
+        costs.compile_elsewhere(Path(args.out), attentions, topology, args.batch_tokens, _say)
     if not args.topology:
-        if args.batch_tokens < 1:
-            raise ValueError(f"--batch-tokens {args.batch_tokens} must be at least 1")
         grid = costs.grid(args.full, args.tokens, args.dtype, args.batch_tokens)
         limits = dict(seconds=args.limit, memory=None if args.memory_limit is None else args.memory_limit * 2**30)
         costs.measure(Path(args.out), attentions, grid, rounds=args.rounds, say=_say, **limits)

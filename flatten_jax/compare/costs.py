@@ -19,6 +19,7 @@ from flatten_jax import paths
 from flatten_jax.bench import attention as bench
 from flatten_jax.bench.report import commit, hardware
 from flatten_jax.bench.timing import Spread, ratios
+from flatten_jax.counted import counted
 from flatten_jax.models.flops import products
 
 FILE = "costs.json"
@@ -224,44 +225,52 @@ def _too_slow(
 
 
 def compile_elsewhere(
-    out: Path, attentions: Sequence[str], topology: str, say: Say = print, tokens: int = 3136
+    out: Path, attentions: Sequence[str], topology: str, together: int = 1, say: Say = print, tokens: int = 3136
 ) -> None:
     """What the compiler of a TPU or GPU that is not there makes of a layer's forward pass, on one chip, in bfloat16.
 
-    Writes compiled_TOPOLOGY.json, after each attention: bytes moved and operations by XLA's cost analysis (none on
-    GPUs), MiB of temporaries and results, fusions and other kernels.
+    As many images at a time as have about `together` tokens, at least one. Few lie on the chip, and move no bytes.
+
+    Writes compiled_TOPOLOGY.json, after each attention: bytes read from main memory and written to it, as `plan --roof`
+    counts them, operations by XLA's cost analysis (none on GPUs), MiB of temporaries and results, fusions and other
+    kernels.
 
     Raises:
-        ValueError: the topology cannot be described, since its compiler is not installed for instance.
+        ValueError: the topology cannot be described, since its compiler is not installed for instance; or the file has
+            rows of other images.
     """
-    from flatten_jax.bench import gpus
+    from flatten_jax.bench import gpus, hlo
     from flatten_jax.bench.plan import topology_devices
 
     one = jax.sharding.SingleDeviceSharding(topology_devices(topology)[0])
 
-    def on_chip(x: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one)
+    def on_chip(x: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape if shape is None else shape, x.dtype, sharding=one)
 
     options = gpus.COMPILER_OPTIONS if topology.partition(":")[0] in gpus.GPUS else None
-    block = MAIN._replace(dtype="bfloat16")
+    block = MAIN._replace(dtype="bfloat16", together=together)
+    images = block.images(tokens)
     names = list(dict.fromkeys((REFERENCE, "softmax", *attentions)))
     contestants, _ = _contestants(block, tokens, names)
     path = out / f"compiled_{topology.replace(':', '_')}.json"
-    content = json.loads(path.read_text()) if path.exists() else {"topology": topology, "rows": []}
+    content = json.loads(path.read_text()) if path.exists() else {"topology": topology, "images": images, "rows": []}
+    if content["images"] != images:
+        raise ValueError(f"{path} has rows of {counted(content['images'], 'image')}, not {images}: take another --out")
     content |= {"made_on": hardware(), "commit": commit()}
     done = {row["attention"] for row in content["rows"]}
     for name, (layer, variables, inputs) in contestants.items():
         if name in done:
             continue
         row: dict[str, Any] = {"attention": name, "N": tokens, "dtype": block.dtype}
-        args = jax.tree.map(on_chip, (variables, *inputs))
+        args = jax.tree.map(on_chip, variables), *(on_chip(x, (images, *x.shape[1:])) for x in inputs)
         try:
             compiled = jax.jit(layer).lower(*args).compile(options)
         except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
             row["said"] = str(error).splitlines()[0][:200]
         else:
             cost, memory, text = compiled.cost_analysis() or {}, compiled.memory_analysis(), compiled.as_text()
-            row |= {"bytes": cost.get("bytes accessed"), "flops": cost.get("flops")}
+            moved = sum(step.bytes * step.times for step in hlo.Program(text).steps())
+            row |= {"bytes": float(moved), "flops": cost.get("flops")}
             row["MiB"] = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 2**20
             row |= {"fusions": text.count(" fusion("), "custom calls": text.count(" custom-call(")}
         content["rows"].append(row)

@@ -1,6 +1,7 @@
 """The page of a comparison: tables and pictures of what its folders hold, and what they do not."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -157,12 +158,15 @@ def _compiled(elsewhere: list[dict[str, Any]]) -> Iterator[str]:
         first = compiled["rows"][0]
         yield (
             f"### By the compiler for {compiled['topology']}\n\nNothing was run: what its compiler makes of the "
-            f"forward pass, one chip, N = {first['N']:,}, {first['dtype']}; commit {compiled['commit']}.\n"
+            f"forward pass for one chip, C = {costs.MAIN.channels}, {costs.MAIN.heads} heads, N = {first['N']:,}, "
+            f"{counted(compiled['images'], 'image')} at a time, {first['dtype']}; commit {compiled['commit']}.\n"
+            "Bytes are read from the chip's main memory and written to it by all kernels, as `plan --roof` counts\n"
+            "them; MiB: temporaries and results. The fewest bytes first.\n"
         )
         columns = ("bytes", "flops", "MiB", "fusions", "custom calls", "said")
         rows = [
             [f"`{r['attention']}`", *("-" if r.get(c) is None else _short(r[c]) for c in columns)]
-            for r in compiled["rows"]
+            for r in sorted(compiled["rows"], key=lambda r: r.get("bytes") or math.inf)
         ]
         titles = ("attention", "bytes moved", "operations", "MiB", "fusions", "custom calls", "not compiled")
         yield from _table(titles, rows)

@@ -14,7 +14,11 @@ from flatten_jax.compare.statistics import Summary
 MADE_ON = {"device": "cpu", "cores": 2, "processor": "some", "jax": "0.10", "flax": "0.12", "python": "3.11"}
 MADE_ON["date"] = "2026-01-01"
 TOP1 = {"softmax": (70.0, 72.0), "linear": (69.0, 69.0), "focused": (90.0, 94.0), "hydra": (60.0,)}
-COMPILED = {"topology": "v5e:2x2", "commit": "abc", "rows": [{"attention": "linear", "N": 4, "dtype": "bfloat16"}]}
+COMPILED = {"topology": "v5e:2x2", "commit": "abc", "images": 20}
+COMPILED["rows"] = [
+    {"attention": name, "N": 4, "dtype": "bfloat16"} | said
+    for name, said in {"cvt": {"said": "no"}, "softmax": {"bytes": 9e6}, "linear": {"bytes": 8e6}}.items()
+]
 LOOK = {"block": 0, "kind": "x", "keys": 16, "uniform": 2.0}
 
 
@@ -124,6 +128,9 @@ def test_json_of_a_page_gives_the_page_again(folder):
     costs._write(folder / costs.FILE, [group(n, "forward", {"linear": 1.0, "softmax": 2.0}) for n in (4, 9)])
     write(folder / "compiled_v5e_2x2.json", COMPILED)
     page.write([folder], folder / "page.md")
+    text = (folder / "page.md").read_text()
+    assert "### By the compiler for v5e:2x2" in text and "N = 4, 20 images at a time, bfloat16" in text
+    assert text.index("| `linear` | 8000000 |") < text.index("| `softmax` | 9000000 |") < text.index("| `cvt` | - |")
     first = {name: (folder / name).read_bytes() for name in ("page.md", "page.json", "page_digits.png")}
     page.write([folder / "page.json"], folder / "page.md", overwrite=True)
     assert {name: (folder / name).read_bytes() for name in first} == first
