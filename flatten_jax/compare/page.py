@@ -163,12 +163,18 @@ def _compiled(elsewhere: list[dict[str, Any]]) -> Iterator[str]:
             "Bytes are read from the chip's main memory and written to it by all kernels, as `plan --roof` counts\n"
             "them; MiB: temporaries and results. The fewest bytes first.\n"
         )
-        columns = ("bytes", "flops", "MiB", "fusions", "custom calls", "said")
+        columns = {"bytes": 1e9, "flops": 1e9, "MiB": 1, "fusions": 1, "custom calls": 1, "said": 1}
         rows = [
-            [f"`{r['attention']}`", *("-" if r.get(c) is None else _short(r[c]) for c in columns)]
+            [
+                f"`{r['attention']}`",
+                *(
+                    "-" if r.get(c) is None else _short(r[c] / unit if unit > 1 else r[c])
+                    for c, unit in columns.items()
+                ),
+            ]
             for r in sorted(compiled["rows"], key=lambda r: r.get("bytes") or math.inf)
         ]
-        titles = ("attention", "bytes moved", "operations", "MiB", "fusions", "custom calls", "not compiled")
+        titles = ("attention", "GB moved", "G operations", "MiB", "fusions", "custom calls", "not compiled")
         yield from _table(titles, rows)
 
 
