@@ -87,9 +87,8 @@ def test_what_a_compiler_says_is_kept_attention_by_attention(tmp_path, monkeypat
     assert rows.keys() == {"linear", "softmax", bench.PLAIN, "softmax, jax.nn (XLA)"} and len(said) == 4
     assert rows["softmax"]["bytes"] > 4 * 36 * 16 and rows["softmax"]["flops"] > 2 * 36 * 4 * 16**2
     assert rows["softmax"]["fusions"] > 0
-    assert (
-        content["images"] == 2 and rows["linear"]["bytes"] >= 2 * 2 * 36 * 16 * 2
-    )  # tokens and result, two bytes each
+    assert content["images"] == 2
+    assert rows["linear"]["bytes"] >= 2 * 2 * 36 * 16 * 2  # tokens and result of both, two bytes each
     costs.compile_elsewhere(tmp_path, [], "cpu:1", 80, said.append, tokens=36)
     assert len(said) == 4
     with pytest.raises(ValueError, match="has rows of 2 images, not 1: take another --out"):
