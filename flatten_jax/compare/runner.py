@@ -178,8 +178,9 @@ class Comparison:
         return best["rate"]
 
     def _search_overrides(self) -> list[str]:
-        epochs = self.preset.search_epochs
-        return [f"--config.{key}={epochs}" for key in ("train.epochs", "eval.every_epochs", "checkpoint.every_epochs")]
+        epochs, split = self.preset.search_epochs, self.preset.search_split
+        whole = [f"--config.{key}={epochs}" for key in ("train.epochs", "eval.every_epochs", "checkpoint.every_epochs")]
+        return whole + ([f"--config.data.eval_split={split}"] if split else [])
 
     def _all(self, cases: Sequence[Case]) -> int:
         left = 0

@@ -111,7 +111,8 @@ class TokenEncoder(Isotropic):
 class NarrowAttention(nn.Module):
     """All tokens together, in fewer channels than they have, by projections without a bias.
 
-    An attention that makes its layers itself is given the tokens in so many channels.
+    An attention that makes its layers itself is given the tokens in so many channels; one that takes what the attention
+    before it gave, which is as wide as the tokens, is given those as they are.
 
     Attributes:
         num_heads: h, a divisor of `qkv_dim`.
@@ -130,6 +131,8 @@ class NarrowAttention(nn.Module):
         """(B, N, C) -> (B, N, C)."""
         attention = make_attention(self.attn_type, self.num_heads, self.dtype, self.options)
         nn.share_scope(self, attention)
+        if attention.takes_before:
+            return attention(x, site)
         attention.check(jax.ShapeDtypeStruct((*x.shape[:2], self.qkv_dim), x.dtype), site)
         dense = partial(Dense, use_bias=False, dtype=self.dtype)
         letters = attention.streams

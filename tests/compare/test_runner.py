@@ -152,6 +152,27 @@ def test_presets_are_configs_of_main(name, monkeypatch):
     assert not config.train.ema_decay  # what is compared are the weights of the last step
 
 
+def test_rates_of_the_arena_are_chosen_on_the_validation_split(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    splits = {}
+
+    def train(run, folder):
+        splits[folder.rpartition("/lra-pathfinder/")[2]] = (run.config.data.eval_split, run.total_steps)
+
+    monkeypatch.setattr(loop, "train", train)
+    last = {"eval/acc1": 50.0, "eval/loss": 0.7}
+    monkeypatch.setattr(
+        runner, "Checkpoints", lambda folder, read_only: type("Saved", (), {"evaluation": lambda _, step: last})()
+    )
+    fewer = [f"--config.{key}" for key in ("data.examples=320", "train.batch_size=64", "eval.batch_size=16")]
+    pathfinder = Comparison("lra-pathfinder", PRESETS["lra-pathfinder"], tmp_path, read_config, fewer, lambda _: None)
+    assert pathfinder.entries == 4 and pathfinder.run(["softmax*1+skipat"], seeds=1) == 0
+    assert splits == {
+        **{f"search/softmax-lr{rate}-s0": ("validation", 40) for rate in ("0.0005", "0.001", "0.002")},
+        **{f"runs/{name}-lr0.0005-s0": ("test", 800) for name in ("softmax", "softmax_1_skipat")},
+    }
+
+
 def test_a_preset_that_is_not_there():
     with pytest.raises(ValueError, match="did you mean 'cifar10-small'"):
         find("cifar-small")

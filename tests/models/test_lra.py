@@ -76,6 +76,20 @@ def test_any_attention_fits_the_grid_of_pixels(attention):
     assert ("narrow" in shapes) == (ATTENTIONS[attention].streams == "")
 
 
+def test_what_takes_the_attention_before_is_given_it_as_wide_as_the_tokens():
+    options = dict(TINY, image_size=4, dropout=0.0, num_classes=2)
+    model = create_model("lra_pathfinder", **options, attn_type="softmax*1+skipat")
+    layers = abstract_variables(model)["params"]["blocks_1"]["attn"]
+    assert not {"narrow", "widen"} & set(layers)
+    assert layers["linear1_0"]["kernel"].shape == (16, 32)  # C = 16, not the 8 of qkv_dim
+    variables = flatten_jax.init(model)
+    tokens = jax.random.randint(jax.random.key(0), (2, 16), 0, 256)
+    there = model.apply(variables, tokens)
+    proj = variables["params"]["blocks_0"]["attn"]["proj"]
+    proj["kernel"] = 2 * proj["kernel"]
+    assert there.shape == (2, 2) and np.abs(model.apply(variables, tokens) - there).max() > 1e-5
+
+
 def test_dropout_is_there_in_training_alone_and_in_a_loop_too():
     tokens = jax.random.randint(jax.random.key(0), (2, 16), 0, 256)
     plain, loop = (
