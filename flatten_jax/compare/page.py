@@ -22,6 +22,7 @@ Every attention of the library on one host, by one recipe, on one machine. `flat
 from the files of the runs; nothing in it is written by hand. The same in numbers: [{json}]({json}).
 
     flatten-jax compare costs --out DIR                                  # nothing is trained
+    flatten-jax compare costs --topology v5e:2x2 --batch-tokens 65536 --out DIR   # by the TPU's compiler; h100:1
     flatten-jax compare run --preset digits --out DIR                    # --attentions softmax linear ... --seeds 3
     flatten-jax compare run --preset digits --out DIR --patterns evenly:1 first:1 --learning-rates best
     flatten-jax compare page DIR --output docs/comparison.md --overwrite
@@ -31,7 +32,8 @@ A run is one of main.py, in `DIR/PRESET/runs/`: `flatten-jax curves`, `predict` 
 is finished is skipped and what was killed goes on, also where several machines are given the same DIR. Everything but
 the attention is held fixed: host, data and their order, first seeds, steps, augmentation, schedule. The learning rate
 is the best of three for softmax; `--learning-rates best` adds each attention's own. Hybrids (`--patterns`) keep softmax
-in some blocks. CIFAR-10 is given as for `configs/cifar10.py`: `--config.data.folder=PATH`.
+in some blocks. CIFAR-10 is given as for `configs/cifar10.py`, `--config.data.folder=PATH`, as is what
+`flatten-jax lra pathfinder` makes.
 """
 MIDDLE = 3136  # the N that a table's other columns are of, or the largest below
 LEGEND = """top-1: percent of the test set after the last epoch, never of the best one, mean ± standard deviation over
