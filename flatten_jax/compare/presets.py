@@ -111,8 +111,8 @@ PRESETS: dict[str, Preset] = {
         _settings(data=dict(eval_split="test")),
         rates=(5e-4, 1e-3, 2e-3),
         search_epochs=10,
-        about="Long Range Arena's Pathfinder of 32 px, 1,024 tokens, C 32, qkv 16, 4 blocks of 4 heads, 200 epochs; rates "
-        "by the validation split, figures of the test split; for a GPU",
+        about="Long Range Arena's Pathfinder of 32 px, 1,024 tokens, C 32, qkv 16, 4 blocks of 4 heads, 200 epochs; "
+        "rates by the validation split, figures of the test split; for a GPU",
         search_split="validation",
     ),
     "imagenet-deit_t": Preset(
