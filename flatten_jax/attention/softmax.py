@@ -1,13 +1,16 @@
 """Softmax attention, the baseline that the linear ones are compared with."""
 
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from flatten_jax.attention.contract import Attention, Origin, Site, heads
 from flatten_jax.attention.core import wide
+from flatten_jax.ops.derivative import with_backward
+from flatten_jax.ops.platform import kernel_mesh, platform_dependent
 
 ABSENT = -1e30  # score of a token that is not there
 
@@ -16,6 +19,8 @@ def softmax_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, scale: float | None = None
 ) -> jax.Array:
     """softmax(scale q k^T + bias) v per head; scores and softmax are in float32.
+
+    On TPUs it is one kernel (`window_kernel`) within `ops.platform.tpu_kernels`, where that is for these sizes.
 
     Args:
         q: (B, N, h, d).
@@ -26,8 +31,20 @@ def softmax_attention(
     Returns:
         (B, N, h, d).
     """
+    if (mesh := kernel_mesh()) is not None:
+        from flatten_jax.attention import window_kernel  # Pallas takes a while to import
+
+        if window_kernel.takes(q, k, v, bias, mesh):
+            bias = jnp.zeros((1, q.shape[2], *2 * q.shape[1:2])) if bias is None else bias
+            return _by_kernel(q, k, v, bias, q.shape[-1] ** -0.5 if scale is None else scale, mesh)
+    return _plain(q, k, v, bias, scale)
+
+
+def _plain(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None, scale: float | None = None
+) -> jax.Array:
     if v.dtype == jnp.float16:  # whose gradient XLA's CPU compiler refuses, and in whose range scores need not lie
-        return softmax_attention(*(x.astype(jnp.float32) for x in (q, k, v)), bias, scale).astype(v.dtype)
+        return _plain(*(x.astype(jnp.float32) for x in (q, k, v)), bias, scale).astype(v.dtype)
     if bias is None:
         return jax.nn.dot_product_attention(q, k, v, scale=scale)
     if len(bias) == 1:
@@ -35,6 +52,36 @@ def softmax_attention(
     # A batch of batches, so that the bias is broadcast and never repeated in memory.
     parts = (x.reshape(-1, bias.shape[0], *x.shape[1:]) for x in (q, k, v))
     return jax.vmap(partial(jax.nn.dot_product_attention, bias=bias, scale=scale))(*parts).reshape(q.shape)
+
+
+def _by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, scale: float, mesh: Mesh) -> jax.Array:
+    from flatten_jax.attention import window_kernel
+
+    def kernel(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
+        return window_kernel.forward(q, k, v, bias, scale, mesh)
+
+    return platform_dependent(q, k, v, bias, tpu=kernel, default=partial(_plain, scale=scale))
+
+
+def _by_kernel_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, *facts: Any
+) -> tuple[jax.Array, tuple]:
+    return _by_kernel(q, k, v, bias, *facts), (q, k, v, bias)
+
+
+def _by_kernel_backward(scale: float, mesh: Mesh, saved: tuple, gradient: jax.Array) -> tuple:
+    from flatten_jax.attention import window_kernel
+
+    def kernel(*args: jax.Array) -> tuple:
+        return window_kernel.backward(*args, scale, mesh)
+
+    def plain(*args: jax.Array) -> tuple:
+        return jax.vjp(partial(_plain, scale=scale), *args[:-1])[1](args[-1])
+
+    return platform_dependent(*saved, gradient, tpu=kernel, default=plain)
+
+
+_by_kernel = with_backward(_by_kernel, _by_kernel_forward, _by_kernel_backward, nondiff_argnums=(4, 5))
 
 
 def softmax_map(q: jax.Array, k: jax.Array, bias: jax.Array | None = None, scale: float | None = None) -> jax.Array:

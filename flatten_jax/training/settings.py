@@ -71,7 +71,7 @@ SETTINGS: dict[str, Setting] = {
     "train.ema_decay": Setting(float, "[0, 1)", "of the moving average of the parameters; 0: none"),
     "train.skip_nonfinite_steps": Setting(int, "[0, inf)", "updates that may be not finite before the run stops"),
     "train.tpu_kernels": Setting(
-        bool, "", "focused attention on TPUs, in bfloat16, by a kernel of its own that no chip has run yet", False
+        bool, "", "attentions on TPUs, in bfloat16, by kernels of their own that no chip has run yet", False
     ),
     "optimizer.learning_rate": Setting(float, "[0, inf)", "peak, for a batch of 512; scaled to the batch"),
     "optimizer.warmup_learning_rate": Setting(float, "[0, inf)", "where the warm-up starts, for a batch of 512"),
