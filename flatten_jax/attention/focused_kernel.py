@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
+
+from flatten_jax.ops.platform import on_each_device
 
 # MiB of on-chip memory by `device_kind`; v2 to v4 have 16.
 _ON_CHIP = {"TPU v5 lite": 128, "TPU v5e": 128, "TPU v5": 64, "TPU v5p": 64, "TPU v6 lite": 128, "TPU v6e": 128}
@@ -124,15 +125,7 @@ def _call(
         )
         return tuple(call(inverse, *arrays))
 
-    examples = P(mesh.axis_names)
-    split = jax.shard_map(
-        kernel,
-        mesh=mesh,
-        in_specs=(P(), *[examples] * len(arrays)),
-        out_specs=(examples,) * len(results),
-        check_vma=False,
-    )
-    return split(inverse[:, None].astype(jnp.float32), *arrays)
+    return on_each_device(kernel, mesh, inverse[:, None].astype(jnp.float32), arrays, len(results))
 
 
 def _forward(num_heads: int, p: int, epsilons: tuple[float, float], inverse: Any, q: Any, k: Any, v: Any, out: Any):

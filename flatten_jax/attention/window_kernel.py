@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
+
+from flatten_jax.ops.platform import on_each_device
 
 _LANES, _ROWS = 128, 64  # of a tile of heads, and of their tokens: the scores of two heads fill the lanes
 _ABSENT = -1e30  # score of what only fills up
@@ -26,19 +27,20 @@ _TOGETHER = 16  # windows of a turn
 def takes(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, mesh: Mesh) -> bool:
     """Whether the kernel is for these: (B, N, h, d) three times, in bfloat16, of 33 to 64 tokens, Swin's 49 among them.
 
-    Whole tiles of heads: d divides 64, and C = h d is a multiple of 128. Images are split over all devices. With more
-    tokens XLA is as fast, with fewer most of the kernel's work is on what fills up.
+    Whole tiles of heads: d is 32 or 64, and C = h d a multiple of 128. Images are split over all devices, and at most
+    16 windows of one have biases of their own. With more tokens XLA is as fast, with fewer most of the kernel's work is
+    on what fills up.
     """
     windows, tokens, heads, width = q.shape
     kinds = 1 if bias is None else len(bias)
     return (
         all(x.dtype == jnp.bfloat16 and x.shape == q.shape for x in (q, k, v))
         and _ROWS // 2 < tokens <= _ROWS
-        and _ROWS % width == 0
+        and width in (32, 64)
+        and kinds <= _TOGETHER
         and heads * width % _LANES == 0
         and (bias is None or bias.shape[1:] == (heads, tokens, tokens))
         and windows % (mesh.size * kinds) == 0
-        and _together(windows // mesh.size, kinds) > 0
     )
 
 
@@ -70,11 +72,8 @@ def backward(
 
 
 def _together(windows: int, kinds: int) -> int:
-    """Windows of a turn: whole images, 0 where there is no such number."""
-    for count in range(max(_TOGETHER, kinds), kinds - 1, -1):
-        if windows % count == 0 and count % kinds == 0:
-            return count
-    return 0
+    """Windows of a turn: of whole images."""
+    return max(n for n in range(kinds, max(_TOGETHER, kinds) + 1, kinds) if windows % n == 0)
 
 
 def _packed(bias: jax.Array, channels: int) -> jax.Array:
@@ -123,15 +122,8 @@ def _call(
         found = call(packed, *arrays)
         return *found[: len(here)], *(x[None] for x in found[len(here) :])
 
-    examples = P(mesh.axis_names)
-    split = jax.shard_map(
-        kernel,
-        mesh=mesh,
-        in_specs=(P(), *[examples] * len(arrays)),
-        out_specs=(examples,) * (4 if backward else 1),
-        check_vma=False,
-    )
-    return split(packed, *(x.reshape(-1, tokens, channels) for x in arrays))
+    by_window = [x.reshape(-1, tokens, channels) for x in arrays]
+    return on_each_device(kernel, mesh, packed, by_window, 4 if backward else 1)
 
 
 def _forward(width: int, scale: float, tokens: int, bias: Any, q: Any, k: Any, v: Any, out: Any) -> None:

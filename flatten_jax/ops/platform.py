@@ -1,10 +1,11 @@
 """Operations that are computed otherwise on one platform: all of them ask here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 _PLAIN = jax.make_user_context(False)
 _TPU_KERNELS = jax.make_user_context(None)
@@ -37,3 +38,16 @@ def tpu_kernels(mesh: Mesh) -> Any:
 def kernel_mesh() -> Mesh | None:
     """The mesh of `tpu_kernels`, or None outside of it and within `plain_forms`."""
     return None if _PLAIN.value else _TPU_KERNELS.value
+
+
+def on_each_device(kernel: Callable, mesh: Mesh, shared: jax.Array, arrays: Sequence[jax.Array], results: int) -> tuple:
+    """`kernel(shared, *arrays)` where the examples lie, along the first axis of all arrays and of so many results."""
+    examples = P(mesh.axis_names)
+    split = jax.shard_map(
+        kernel,
+        mesh=mesh,
+        in_specs=(P(), *[examples] * len(arrays)),
+        out_specs=(examples,) * results,
+        check_vma=False,
+    )
+    return split(shared, *arrays)

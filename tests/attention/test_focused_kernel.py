@@ -1,6 +1,5 @@
 """The TPU kernel of focused attention, interpreted here, against the plain form; and where it is taken. No chip."""
 
-import functools
 from types import SimpleNamespace
 
 import jax
@@ -10,17 +9,16 @@ import pytest
 
 from flatten_jax.attention import Site, focused, focused_kernel
 from flatten_jax.hosts.plain import QKVAttention
-from flatten_jax.ops.platform import plain_forms, tpu_kernels
+from flatten_jax.ops.platform import tpu_kernels
 from flatten_jax.training.sharding import make_mesh, over_data
+
+from .kernels import assert_as_near_as_the_plain_form, assert_on_tpus_alone, interpret, with_gradients
 
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    """The TPU's branch on the CPU, its kernel by JAX's operations, for however few tokens."""
-    pallas = focused_kernel.pl
-    monkeypatch.setattr(pallas, "pallas_call", functools.partial(pallas.pallas_call, interpret=True))
-    monkeypatch.setattr(focused, "platform_dependent", lambda *args, tpu, default: tpu(*args))
-    monkeypatch.setattr(focused_kernel, "_LEAST_TOKENS", 1)
+    """For however few tokens."""
+    interpret(monkeypatch, focused_kernel, focused, _LEAST_TOKENS=1)
     yield
     focused._by_kernel.clear_cache()  # it knows nothing of the above
 
@@ -29,11 +27,6 @@ def arrays(dtype, examples=8, tokens=49, keys=36, channels=64):
     shapes = [(examples, n, channels) for n in (tokens, keys, keys, tokens)]
     q, k, v, weights = (jax.random.normal(jax.random.key(i), shape, dtype) for i, shape in enumerate(shapes))
     return (q, k, v, jax.random.normal(jax.random.key(9), (1, 1, channels))), weights
-
-
-def with_gradients(attention, args, weights):
-    out, pull = jax.vjp(attention, *args)
-    return [x.astype(jnp.float32) for x in (out, *pull(weights))]
 
 
 @pytest.mark.parametrize(("heads", "p"), [(1, 3), (4, 2)])
@@ -57,9 +50,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_plain_form(interpreted):
     plain = with_gradients(lambda *args: focused._plain(*args, 2, 3), args, weights)
     with tpu_kernels(make_mesh()):
         kernel = with_gradients(lambda *args: focused.focused_attention(*args, 2, 3), args, weights)
-    for ours, theirs, wanted in zip(kernel, plain, exact, strict=True):
-        off = [float(jnp.linalg.norm(x - wanted) / jnp.linalg.norm(wanted)) for x in (ours, theirs)]
-        assert 1e-3 < off[0] < 1.05 * off[1]
+    assert_as_near_as_the_plain_form(kernel, plain, exact, rounded=5)
 
 
 TAKEN = dict(tokens=784, keys=784, channels=64, heads=2, p=3, dtype=jnp.bfloat16, examples=8, chip="TPU v5 lite")
@@ -90,25 +81,6 @@ def test_takes(changed, taken):
     assert focused_kernel.takes(q, k, k, case["heads"], case["p"], mesh) == taken
 
 
-def test_a_layer_has_it_on_tpus_in_bfloat16_where_it_was_asked_for():
-    """Both kernels, in the program for a TPU; elsewhere the plain form, of the same parameters."""
-    mesh, site = make_mesh(jax.devices()[:1]), Site(grid=(28, 28))
+def test_a_layer_has_it_where_it_was_asked_for():
     x = jax.random.normal(jax.random.key(0), (1, 784, 32), jnp.bfloat16)
-    layer = QKVAttention(num_heads=2, dtype=jnp.bfloat16)
-    variables = layer.init(jax.random.key(1), x, site)
-
-    def gradient(layer, platform, x=x):
-        function = jax.jit(jax.grad(lambda v: layer.apply(v, x, site).astype(jnp.float32).sum()))
-        return function.trace(variables).lower(lowering_platforms=(platform,)).as_text().count("tpu_custom_call")
-
-    assert gradient(layer, "tpu") == 0
-    without = layer.apply(variables, x, site)
-    with tpu_kernels(mesh):
-        assert gradient(layer, "tpu") == 2
-        assert gradient(layer, "cpu") == 0
-        assert gradient(layer.clone(dtype=jnp.float32), "tpu", x.astype(jnp.float32)) == 0
-        with plain_forms():
-            assert gradient(layer, "tpu") == 0
-        here = layer.apply(variables, x, site)
-    here, without = here.astype(jnp.float32), without.astype(jnp.float32)
-    np.testing.assert_allclose(here, without, rtol=0, atol=2**-8 * float(jnp.abs(without).max()))  # seen: equal
+    assert_on_tpus_alone(QKVAttention(num_heads=2, dtype=jnp.bfloat16), x, Site(grid=(28, 28)))

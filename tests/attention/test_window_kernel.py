@@ -1,6 +1,5 @@
 """The TPU kernel of softmax attention in windows, interpreted here, against the plain form; where it is. No chip."""
 
-import functools
 from types import SimpleNamespace
 
 import jax
@@ -10,19 +9,18 @@ import pytest
 
 from flatten_jax.attention import Site, softmax, window_kernel
 from flatten_jax.hosts import WindowAttention
-from flatten_jax.ops.platform import plain_forms, tpu_kernels
+from flatten_jax.ops.platform import tpu_kernels
 from flatten_jax.training.sharding import make_mesh, over_data
+
+from .kernels import assert_as_near_as_the_plain_form, assert_on_tpus_alone, interpret, with_gradients
 
 WINDOWS, HEADS, WIDTH = 32, 8, 32
 
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    """The TPU's branch on the CPU, its kernel by JAX's operations, two windows a turn."""
-    pallas = window_kernel.pl
-    monkeypatch.setattr(pallas, "pallas_call", functools.partial(pallas.pallas_call, interpret=True))
-    monkeypatch.setattr(softmax, "platform_dependent", lambda *args, tpu, default: tpu(*args))
-    monkeypatch.setattr(window_kernel, "_TOGETHER", 2)
+    """Two windows a turn."""
+    interpret(monkeypatch, window_kernel, softmax, _TOGETHER=2)
     yield
     softmax._by_kernel.clear_cache()  # it knows nothing of the above
 
@@ -32,11 +30,6 @@ def arrays(dtype, tokens=49, kinds=2):
     q, k, v, weights = (jax.random.normal(jax.random.key(i), shape, dtype) for i in range(4))
     bias = 2 * jax.random.normal(jax.random.key(9), (kinds, HEADS, tokens, tokens))
     return (q, k, v) + ((bias,) if kinds else ()), weights
-
-
-def with_gradients(attention, args, weights):
-    out, pull = jax.vjp(attention, *args)
-    return [x.astype(jnp.float32) for x in (out, *pull(weights))]
 
 
 @pytest.mark.parametrize(("tokens", "kinds"), [(49, 2), (33, 1), (64, 0)])
@@ -60,12 +53,7 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_plain_form(interpreted):
     plain = with_gradients(softmax._plain, args, weights)
     with tpu_kernels(make_mesh()):
         kernel = with_gradients(softmax.softmax_attention, args, weights)
-    off = [
-        [float(jnp.linalg.norm(x - wanted) / jnp.linalg.norm(wanted)) for x, wanted in zip(found, exact, strict=True)]
-        for found in (kernel, plain)
-    ]
-    assert all(x > 1e-3 for x in off[0][:4])  # the bias's gradient is in float32
-    assert all(ours < 1.05 * theirs for ours, theirs in zip(*off, strict=True))
+    assert_as_near_as_the_plain_form(kernel, plain, exact, rounded=4)  # the bias's gradient is in float32
 
 
 TAKEN = dict(tokens=49, heads=12, width=32, windows=512, kinds=4, dtype=jnp.bfloat16)
@@ -84,7 +72,8 @@ TAKEN = dict(tokens=49, heads=12, width=32, windows=512, kinds=4, dtype=jnp.bflo
         ({"width": 24}, False),
         ({"dtype": jnp.float32}, False),
         ({"windows": 8}, False),
-        ({"windows": 10}, False),
+        ({"kinds": 16}, True),
+        ({"kinds": 64}, False),
     ],
 )
 def test_takes(changed, taken):
@@ -98,25 +87,7 @@ def test_takes(changed, taken):
     assert not window_kernel.takes(q, of_keys, of_keys, None, mesh)
 
 
-def test_a_shifted_window_layer_has_it_on_tpus_in_bfloat16_where_it_was_asked_for():
-    """Both kernels, in the program for a TPU; elsewhere the plain form, of the same parameters."""
-    mesh, site = make_mesh(jax.devices()[:1]), Site(grid=(14, 14))
+def test_a_shifted_window_layer_has_it_where_it_was_asked_for():
     x = jax.random.normal(jax.random.key(0), (1, 196, 128), jnp.bfloat16)
     layer = WindowAttention(num_heads=4, window_size=7, shifted=True, attn_type="softmax", dtype=jnp.bfloat16)
-    variables = layer.init(jax.random.key(1), x, site)
-
-    def gradient(layer, platform, x=x):
-        function = jax.jit(jax.grad(lambda v: layer.apply(v, x, site).astype(jnp.float32).sum()))
-        return function.trace(variables).lower(lowering_platforms=(platform,)).as_text().count("tpu_custom_call")
-
-    assert gradient(layer, "tpu") == 0
-    without = layer.apply(variables, x, site)
-    with tpu_kernels(mesh):
-        assert gradient(layer, "tpu") == 2
-        assert gradient(layer, "cpu") == 0
-        assert gradient(layer.clone(dtype=jnp.float32), "tpu", x.astype(jnp.float32)) == 0
-        with plain_forms():
-            assert gradient(layer, "tpu") == 0
-        here = layer.apply(variables, x, site)
-    here, without = here.astype(jnp.float32), without.astype(jnp.float32)
-    np.testing.assert_allclose(here, without, rtol=0, atol=2**-8 * float(jnp.abs(without).max()))
+    assert_on_tpus_alone(layer, x, Site(grid=(14, 14)))
