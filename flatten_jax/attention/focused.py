@@ -1,8 +1,7 @@
 """Focused linear attention (Han et al., ICCV 2023, arXiv 2308.00442): the map, and the attention made of it."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -16,7 +15,7 @@ from flatten_jax.ops.cpu import sum_over_channels, sum_over_tokens
 from flatten_jax.ops.depthwise import DepthwiseConv
 from flatten_jax.ops.derivative import with_backward
 from flatten_jax.ops.gpu import not_shared
-from flatten_jax.ops.platform import kernel_mesh, platform_dependent
+from flatten_jax.ops.platform import kernel_mesh, with_tpu_kernel
 
 EPSILON = 1e-6  # the release's, both in the map and in the normaliser
 _EPSILONS = EPSILON, core.EPSILON
@@ -149,39 +148,32 @@ def _plain(
     return linear_attention(*(heads(x, num_heads) for x in (q, k, v)), dtype=dtype).reshape(q.shape)
 
 
-def _by_kernel(
+def _forward(
     q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.Array, num_heads: int, p: int, mesh: Mesh
 ) -> jax.Array:
     from flatten_jax.attention import focused_kernel
 
-    def kernel(q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.Array) -> jax.Array:
-        return focused_kernel.forward(q, k, v, _inverse(scale), num_heads, p, _EPSILONS, mesh)
-
-    plain = partial(_plain, num_heads=num_heads, p=p)
-    return platform_dependent(q, k, v, scale, tpu=kernel, default=plain)
+    return focused_kernel.forward(q, k, v, _inverse(scale), num_heads, p, _EPSILONS, mesh)
 
 
-def _by_kernel_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.Array, *facts: Any
-) -> tuple[jax.Array, tuple]:
-    return _by_kernel(q, k, v, scale, *facts), (q, k, v, scale)
-
-
-def _by_kernel_backward(num_heads: int, p: int, mesh: Mesh, saved: tuple, gradient: jax.Array) -> tuple:
+def _backward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    scale: jax.Array,
+    gradient: jax.Array,
+    num_heads: int,
+    p: int,
+    mesh: Mesh,
+) -> tuple[jax.Array, ...]:
     from flatten_jax.attention import focused_kernel
 
-    def kernel(q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.Array, gradient: jax.Array) -> tuple:
-        inverse, pull = jax.vjp(_inverse, scale)
-        *of_streams, of_inverse = focused_kernel.backward(q, k, v, inverse, gradient, num_heads, p, _EPSILONS, mesh)
-        return *of_streams, *pull(of_inverse)
-
-    def plain(*args: jax.Array) -> tuple:
-        return jax.vjp(partial(_plain, num_heads=num_heads, p=p), *args[:-1])[1](args[-1])
-
-    return platform_dependent(*saved, gradient, tpu=kernel, default=plain)
+    inverse, pull = jax.vjp(_inverse, scale)
+    *of_streams, of_inverse = focused_kernel.backward(q, k, v, inverse, gradient, num_heads, p, _EPSILONS, mesh)
+    return *of_streams, *pull(of_inverse)
 
 
-_by_kernel = with_backward(_by_kernel, _by_kernel_forward, _by_kernel_backward, nondiff_argnums=(4, 5, 6))
+_by_kernel = with_tpu_kernel(_plain, _forward, _backward, arrays=4, facts=3)
 
 
 class Focused(Attention):

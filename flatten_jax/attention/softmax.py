@@ -5,12 +5,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from flatten_jax.attention.contract import Attention, Origin, Site, heads
 from flatten_jax.attention.core import wide
-from flatten_jax.ops.derivative import with_backward
-from flatten_jax.ops.platform import kernel_mesh, platform_dependent
+from flatten_jax.ops.platform import kernel_mesh, with_tpu_kernel
 
 ABSENT = -1e30  # score of a token that is not there
 
@@ -54,34 +52,19 @@ def _plain(
     return jax.vmap(partial(jax.nn.dot_product_attention, bias=bias, scale=scale))(*parts).reshape(q.shape)
 
 
-def _by_kernel(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, scale: float, mesh: Mesh) -> jax.Array:
+def _forward(*args: Any) -> jax.Array:
     from flatten_jax.attention import window_kernel
 
-    def kernel(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
-        return window_kernel.forward(q, k, v, bias, scale, mesh)
-
-    return platform_dependent(q, k, v, bias, tpu=kernel, default=partial(_plain, scale=scale))
+    return window_kernel.forward(*args)
 
 
-def _by_kernel_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, *facts: Any
-) -> tuple[jax.Array, tuple]:
-    return _by_kernel(q, k, v, bias, *facts), (q, k, v, bias)
-
-
-def _by_kernel_backward(scale: float, mesh: Mesh, saved: tuple, gradient: jax.Array) -> tuple:
+def _backward(*args: Any) -> tuple[jax.Array, ...]:
     from flatten_jax.attention import window_kernel
 
-    def kernel(*args: jax.Array) -> tuple:
-        return window_kernel.backward(*args, scale, mesh)
-
-    def plain(*args: jax.Array) -> tuple:
-        return jax.vjp(partial(_plain, scale=scale), *args[:-1])[1](args[-1])
-
-    return platform_dependent(*saved, gradient, tpu=kernel, default=plain)
+    return window_kernel.backward(*args)
 
 
-_by_kernel = with_backward(_by_kernel, _by_kernel_forward, _by_kernel_backward, nondiff_argnums=(4, 5))
+_by_kernel = with_tpu_kernel(_plain, _forward, _backward, arrays=4, facts=2)
 
 
 def softmax_map(q: jax.Array, k: jax.Array, bias: jax.Array | None = None, scale: float | None = None) -> jax.Array:

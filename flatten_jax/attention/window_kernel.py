@@ -17,10 +17,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh
 
+from flatten_jax.attention.softmax import ABSENT
 from flatten_jax.ops.platform import on_each_device
 
 _LANES, _ROWS = 128, 64  # of a tile of heads, and of their tokens: the scores of two heads fill the lanes
-_ABSENT = -1e30  # score of what only fills up
 _TOGETHER = 16  # windows of a turn
 
 
@@ -28,8 +28,8 @@ def takes(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, mesh
     """Whether the kernel is for these: (B, N, h, d) three times, in bfloat16, of 33 to 64 tokens, Swin's 49 among them.
 
     Whole tiles of heads: d is 32 or 64, and C = h d a multiple of 128. Images are split over all devices, and at most
-    16 windows of one have biases of their own. With more tokens XLA is as fast, with fewer most of the kernel's work is
-    on what fills up.
+    16 windows of one have biases of their own. With more tokens XLA is nearly as fast, with fewer most of the kernel's
+    work is on what fills up.
     """
     windows, tokens, heads, width = q.shape
     kinds = 1 if bias is None else len(bias)
@@ -73,14 +73,14 @@ def backward(
 
 def _together(windows: int, kinds: int) -> int:
     """Windows of a turn: of whole images."""
-    return max(n for n in range(kinds, max(_TOGETHER, kinds) + 1, kinds) if windows % n == 0)
+    return max(n for n in range(kinds, _TOGETHER + 1, kinds) if windows % n == 0)
 
 
 def _packed(bias: jax.Array, channels: int) -> jax.Array:
     """(W, h, N, N) -> (W, tiles, 64, heads of a tile * 64), what fills up as keys that are not there."""
     kinds, heads, tokens, _ = bias.shape
     tiles, fill = channels // _LANES, _ROWS - tokens
-    bias = jnp.pad(bias.astype(jnp.float32), ((0, 0), (0, 0), (0, 0), (0, fill)), constant_values=_ABSENT)
+    bias = jnp.pad(bias.astype(jnp.float32), ((0, 0), (0, 0), (0, 0), (0, fill)), constant_values=ABSENT)
     bias = jnp.pad(bias, ((0, 0), (0, 0), (0, fill), (0, 0)))
     bias = bias.reshape(kinds, tiles, heads // tiles, _ROWS, _ROWS).swapaxes(2, 3)
     return bias.reshape(kinds, tiles, _ROWS, -1)

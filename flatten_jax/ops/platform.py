@@ -7,6 +7,8 @@ import jax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from flatten_jax.ops.derivative import with_backward
+
 _PLAIN = jax.make_user_context(False)
 _TPU_KERNELS = jax.make_user_context(None)
 
@@ -38,6 +40,35 @@ def tpu_kernels(mesh: Mesh) -> Any:
 def kernel_mesh() -> Mesh | None:
     """The mesh of `tpu_kernels`, or None outside of it and within `plain_forms`."""
     return None if _PLAIN.value else _TPU_KERNELS.value
+
+
+def with_tpu_kernel(plain: Callable, forward: Callable, backward: Callable, arrays: int, facts: int) -> Callable:
+    """A function of so many arrays and of facts, `plain` but on TPUs, where it and its derivative are kernels.
+
+    Args:
+        plain: of the arrays and of all facts but the last, which is the mesh of `tpu_kernels`.
+        forward: the same, of the arrays and of all facts.
+        backward: gradients of the arrays, of them, of the result's gradient and of all facts.
+    """
+
+    def by_kernel(*args: Any) -> jax.Array:
+        given, known = args[:arrays], args[arrays:]
+        return platform_dependent(
+            *given, tpu=lambda *given: forward(*given, *known), default=lambda *given: plain(*given, *known[:-1])
+        )
+
+    def kept(*args: Any) -> tuple[jax.Array, tuple]:
+        return by_kernel(*args), args[:arrays]
+
+    def pulled(*args: Any) -> tuple:
+        *known, saved, gradient = args
+
+        def by_jax(*given: jax.Array) -> tuple:
+            return jax.vjp(lambda *given: plain(*given, *known[:-1]), *given[:-1])[1](given[-1])
+
+        return platform_dependent(*saved, gradient, tpu=lambda *given: backward(*given, *known), default=by_jax)
+
+    return with_backward(by_kernel, kept, pulled, nondiff_argnums=tuple(range(arrays, arrays + facts)))
 
 
 def on_each_device(kernel: Callable, mesh: Mesh, shared: jax.Array, arrays: Sequence[jax.Array], results: int) -> tuple:

@@ -18,7 +18,7 @@ from .kernels import assert_as_near_as_the_plain_form, assert_on_tpus_alone, int
 @pytest.fixture
 def interpreted(monkeypatch):
     """For however few tokens."""
-    interpret(monkeypatch, focused_kernel, focused, _LEAST_TOKENS=1)
+    interpret(monkeypatch, focused_kernel, _LEAST_TOKENS=1)
     yield
     focused._by_kernel.clear_cache()  # it knows nothing of the above
 

@@ -20,7 +20,7 @@ WINDOWS, HEADS, WIDTH = 32, 8, 32
 @pytest.fixture
 def interpreted(monkeypatch):
     """Two windows a turn."""
-    interpret(monkeypatch, window_kernel, softmax, _TOGETHER=2)
+    interpret(monkeypatch, window_kernel, _TOGETHER=2)
     yield
     softmax._by_kernel.clear_cache()  # it knows nothing of the above
 
